@@ -1,0 +1,29 @@
+# The environment is rebuilt when its inputs change; every other target works inside it.
+PYTHON ?= python3
+PIP_FLAGS ?=
+BIN := .venv/bin
+
+.PHONY: run test check format docs clean
+
+run: .venv/installed  ## the quickstart, into a new folder under runs/
+	$(BIN)/fedmezo run
+
+test: .venv/installed  ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: .venv/installed  ## what continuous integration checks besides the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,174 @@
+"""Frozen data that crosses a boundary between parts, and the protocol of a model that can be tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # annotations only: reading a record must not cost an import of torch
+    import torch
+    from torch import Tensor
+
+IGNORE_LABEL = -100
+"""Label of a position that the loss does not count (the value PyTorch and Hugging Face use)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One instruction with its answer; `category` is what the lda and meta splitters divide by."""
+
+    instruction: str
+    input: str
+    output: str
+    category: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Token ids of b examples, padded on the right to a common length t."""
+
+    input_ids: Tensor  # (b, t) int64
+    attention_mask: Tensor  # (b, t) int64, 1 for a token and 0 for padding
+    labels: Tensor  # (b, t) int64, IGNORE_LABEL for the prompt and the padding; not yet shifted
+
+    @property
+    def num_examples(self) -> int:
+        """Rows of the batch."""
+        return self.input_ids.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Padded length t in tokens."""
+        return self.input_ids.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One trainable tensor's place in the flat vector theta: elements [start, stop), row-major."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """One past the last element."""
+        return self.start + prod(self.shape)
+
+
+class Trainable(Protocol):
+    """A model as a function of one flat float32 vector theta of d elements. The base weights never change."""
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """The trainable tensors in canonical order; the last one's `stop` is d."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where theta and the batches are expected."""
+        ...
+
+    def losses(self, thetas: Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
+        """Mean loss over the label tokens of batch j at theta j, for each lane j; dropout off, no gradient."""
+        ...
+
+
+class Differentiable(Trainable, Protocol):
+    """A trainable model that can also be back-propagated through."""
+
+    def parameters(self) -> list[Tensor]:
+        """The live trainable tensors in the order of `segments`, for a torch.optim optimiser."""
+        ...
+
+    def load(self, theta: Tensor) -> None:
+        """Copy theta (d,) into the live trainable tensors."""
+        ...
+
+    def flat(self) -> Tensor:
+        """Copy the live trainable tensors into a new theta (d,)."""
+        ...
+
+    def training_loss(self, batch: Batch) -> Tensor:
+        """Mean loss over the label tokens at the live tensors, a scalar with its graph; dropout on."""
+        ...
+
+
+class ClientData(Protocol):
+    """The training examples that one client holds."""
+
+    @property
+    def num_examples(self) -> int:
+        """How many training examples the client holds."""
+        ...
+
+    def batches(self, round_index: int) -> Sequence[Batch]:
+        """The client's local steps of a round, in order: a pure function of (run seed, client, round)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPlan:
+    """What the server decides before a round: who takes part and at which rate."""
+
+    round: int
+    cohort: tuple[int, ...]
+    rates: tuple[float, ...]  # one per member of the cohort, of 16 significant bits
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTask:
+    """One client's work in a round."""
+
+    round: int
+    client: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Report:
+    """What a client returns. One of `scalars` and `update` is set, as the protocol says."""
+
+    round: int
+    client: int
+    state_hash: str  # of the theta the client started from
+    num_examples: int  # processed in the round: the aggregation weight before normalisation
+    train_loss: float  # mean over the local steps that were not skipped
+    skipped_steps: int  # steps whose loss was not finite
+    scalars: tuple[float, ...] | None = None  # g of each step and query, exactly representable in bfloat16
+    update: Tensor | None = None  # (d,) float32, theta after the local steps minus theta before
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One client's part of a closed round, as the journal keeps it."""
+
+    client: int
+    rate: float
+    weight: float  # share in the average, of 16 significant bits
+    num_examples: int
+    train_loss: float
+    skipped_steps: int
+    scalars: tuple[float, ...] | None  # None in a `weights` run
+    drift: float | None = None  # D_i of the model-diff strategy, where that strategy runs
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A report that the aggregation did not accept, and why."""
+
+    client: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """A closed round: with the state before it, enough to compute the state after it."""
+
+    round: int
+    cohort: tuple[int, ...]
+    contributions: tuple[Contribution, ...]
+    refusals: tuple[Refusal, ...]
+    state_hash: str  # SHA-256 of theta after the round, as little-endian float32
