@@ -1,0 +1,288 @@
+"""What is measured during a run, and where it is written: metrics.jsonl, TensorBoard, Weights & Biases.
+
+`metrics.jsonl` holds one JSON object per line with the keys event, round, client, name, value, unit in this order.
+Round 0 is the model before training; client is null for a figure over all clients. A value that is not finite is
+written as null, since JSON has no word for it, and read back as NaN; every other number reads back equal.
+
+| event   | name                | unit       | of                | meaning                                             |
+|---------|---------------------|------------|-------------------|-----------------------------------------------------|
+| train   | train_loss          | nats/token | each client, all  | mean over the local steps of the round              |
+| train   | rate                | 1          | each client, all  | learning rate of the round                          |
+| train   | skipped_steps       | 1          | each client, all  | local steps whose loss was not finite               |
+| train   | projected_gradient  | nats/token | each client, all  | mean of abs(g) over the local steps and queries     |
+| eval    | val_loss, test_loss | nats/token | each client, all  | loss of the global model on that part               |
+| traffic | bytes_up            | B          | each client, all  | encoded messages from client to server              |
+| traffic | bytes_down          | B          | each client, all  | encoded messages from server to client              |
+| traffic | bytes_full_adapters | B          | all               | both ways, had the round sent whole adapters        |
+| cost    | seconds             | s          | all               | wall-clock time of the round, evaluation included   |
+| cost    | forward_passes      | 1          | all               | forward passes of single batches                    |
+| cost    | peak_memory         | B          | all               | largest memory in use so far                        |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedmezo.errors import ConfigError, RunError
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
+EVENT_AND_UNIT = {
+    "train_loss": ("train", "nats/token"),
+    "rate": ("train", "1"),
+    "skipped_steps": ("train", "1"),
+    "projected_gradient": ("train", "nats/token"),
+    "val_loss": ("eval", "nats/token"),
+    "test_loss": ("eval", "nats/token"),
+    "bytes_up": ("traffic", "B"),
+    "bytes_down": ("traffic", "B"),
+    "bytes_full_adapters": ("traffic", "B"),
+    "seconds": ("cost", "s"),
+    "forward_passes": ("cost", "1"),
+    "peak_memory": ("cost", "B"),
+}
+"""Event and unit of each name in the table above."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One measured number; the fields are the keys of a line of metrics.jsonl."""
+
+    event: str
+    round: int  # 0 is the model before training
+    client: int | None  # None is all clients together
+    name: str
+    value: float  # an int stays an int
+    unit: str
+
+    @property
+    def tag(self) -> str:
+        """Name in TensorBoard and Weights & Biases, such as `val_loss/all` or `train_loss/client_0`."""
+        return f"{self.name}/all" if self.client is None else f"{self.name}/client_{self.client}"
+
+
+KEYS = tuple(field.name for field in fields(Metric))
+
+
+def measured(name: str, value: float, *, round_index: int, client: int | None = None) -> Metric:
+    """Return the metric of this name with its event and unit. KeyError for a name that the module does not list."""
+    event, unit = EVENT_AND_UNIT[name]
+    return Metric(event, round_index, client, name, value, unit)
+
+
+class Sink(Protocol):
+    """Somewhere metrics go. A run holds a plain list of sinks."""
+
+    def write(self, metrics: Sequence[Metric]) -> None:
+        """Take metrics of one or more rounds, rounds in ascending order."""
+        ...
+
+    def close(self) -> None:
+        """Write out what is still held; nothing is written afterwards."""
+        ...
+
+
+class MetricsFile:
+    """Appends to metrics.jsonl. What a call to `write` was given survives the process being killed."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8", newline="\n")
+
+    def write(self, metrics: Sequence[Metric]) -> None:
+        """Append one line for each metric."""
+        self._file.write("".join(map(_line, metrics)))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoard:
+    """Writes TensorBoard event files, the round as the step.
+
+    Args:
+        run_dir: the run directory; the files go to its folder `tensorboard`.
+        hide_after: on resume, the last round that counts; TensorBoard hides what earlier files hold of later rounds.
+    """
+
+    def __init__(self, run_dir: Path, hide_after: int | None = None) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._event, self._summary = Event, Summary
+        self._writer = EventFileWriter(str(run_dir / TENSORBOARD_FOLDER))
+        if hide_after is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._writer.add_event(Event(wall_time=time.time(), step=hide_after + 1, session_log=start))
+
+    def write(self, metrics: Sequence[Metric]) -> None:
+        """Write one event for each round among the metrics."""
+        for round_index, group in _by_round(metrics):
+            values = [self._summary.Value(tag=metric.tag, simple_value=metric.value) for metric in group]
+            summary = self._summary(value=values)
+            self._writer.add_event(self._event(wall_time=time.time(), step=round_index, summary=summary))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """Logs to Weights & Biases, the round as the step, as the keys `wandb.*` of the reference ask.
+
+    The history of a W&B run only grows, so a resumed run opens a new one in the same group and repeats there what
+    counts of the rounds before.
+
+    Args:
+        run_dir: the run directory; W&B keeps its files there and its name is the run's.
+        config: the resolved configuration, shown beside the curves.
+        name_user: the W&B entity; empty for the default one of the account.
+        name_project: the W&B project; empty for W&B's own default.
+        online_track: log each round when it ends (True) or everything when the run ends (False).
+        client_train_info: log the training metrics of each client too, not only those over all.
+        earlier: on resume, the metrics that still count.
+
+    Raises:
+        ConfigError: the package wandb is not installed.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Mapping[str, Any],
+        *,
+        name_user: str,
+        name_project: str,
+        online_track: bool,
+        client_train_info: bool,
+        earlier: Sequence[Metric] = (),
+    ) -> None:
+        try:
+            import wandb
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "wandb.use is True, but Weights & Biases is not installed: "
+                "run `pip install 'fedmezo[wandb]'` or set wandb.use=False"
+            ) from error
+        self._online_track = online_track
+        self._client_train_info = client_train_info
+        self._held: list[Metric] = []
+        self._run = wandb.init(
+            entity=name_user or None,
+            project=name_project or None,
+            name=run_dir.name,
+            group=_group(run_dir),
+            dir=str(run_dir),
+            config=dict(config),
+        )
+        self._run.define_metric("*", step_metric="round")
+        self.write(earlier)
+
+    def write(self, metrics: Sequence[Metric]) -> None:
+        """Log the metrics now, or keep them for `close`."""
+        wanted = [metric for metric in metrics if self._wants(metric)]
+        if self._online_track:
+            self._log(wanted)
+        else:
+            self._held += wanted
+
+    def close(self) -> None:
+        """Log what was kept and end the W&B run."""
+        self._log(self._held)
+        self._held = []
+        self._run.finish()
+
+    def _wants(self, metric: Metric) -> bool:
+        return self._client_train_info or metric.event != "train" or metric.client is None
+
+    def _log(self, metrics: Sequence[Metric]) -> None:
+        for round_index, group in _by_round(metrics):
+            self._run.log({"round": round_index} | {metric.tag: metric.value for metric in group})
+
+
+def read_metrics(path: Path) -> list[Metric]:
+    """Read metrics.jsonl; a last line that was cut off while it was written is left out with a notice.
+
+    Raises:
+        RunError: no such file, or a line that is not one of ours.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file; is {path.parent} the directory of a run that has started?") from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+    metrics = [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], start=1)]
+    if lines[-1]:
+        try:
+            metrics.append(_parse(lines[-1], str(path)))
+        except RunError:
+            logger.warning("%s, line %d: cut off while it was written; left out", path, len(lines))
+    return metrics
+
+
+def cut_after(path: Path, round_index: int) -> list[Metric]:
+    """Drop the lines of later rounds, and a cut-off last line, from metrics.jsonl; return the metrics that are left.
+
+    Raises:
+        RunError: no such file, or a line that is not one of ours; the file is then left as it is.
+    """
+    kept = [metric for metric in read_metrics(path) if metric.round <= round_index]
+    new = path.with_name(path.name + ".new")
+    new.write_text("".join(map(_line, kept)), encoding="utf-8", newline="\n")
+    os.replace(new, path)
+    return kept
+
+
+def _line(metric: Metric) -> str:
+    value = metric.value if math.isfinite(metric.value) else None
+    return json.dumps(asdict(metric) | {"value": value}, allow_nan=False) + "\n"
+
+
+def _parse(line: bytes, where: str) -> Metric:
+    """Return the metric of a line. RunError, with `where`, if it is not one."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        raise RunError(f"{where}: not a JSON object; the file is damaged") from None
+    if not isinstance(row, dict) or tuple(row) != KEYS:
+        raise RunError(f"{where}: expected an object with the keys {', '.join(KEYS)}; the file is damaged")
+    wrong = [key for key in KEYS if not _fits(key, row[key])]
+    if wrong:
+        raise RunError(f"{where}: {wrong[0]} cannot be {json.dumps(row[wrong[0]])}; the file is damaged")
+    return Metric(**row | {"value": math.nan if row["value"] is None else row["value"]})
+
+
+def _fits(key: str, value: object) -> bool:
+    if key in ("event", "name", "unit"):
+        return isinstance(value, str)
+    if key == "value":
+        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    if value is None:
+        return key == "client"
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _by_round(metrics: Sequence[Metric]) -> Iterable[tuple[int, Iterable[Metric]]]:
+    return groupby(metrics, key=lambda metric: metric.round)
+
+
+def _group(run_dir: Path) -> str:
+    """Same for every resumption of a run, different for runs of one name in different folders."""
+    return f"{run_dir.name}-{hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:8]}"
