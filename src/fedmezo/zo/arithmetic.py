@@ -1,0 +1,65 @@
+"""The rounding rules that make replay exact on every device.
+
+A coefficient has 16 significant bits and a direction 8, so their product fits the 24 bits of a float32 and is exact:
+theta + c z then rounds once, with or without a fused multiply-add, on any device.
+"""
+
+import hashlib
+import math
+import struct
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+COEFFICIENT_BITS = 16
+SMALLEST_COEFFICIENT = 2.0**-100
+"""Below it a coefficient is 0, so that no product with a direction is subnormal in float32."""
+
+
+def round_coefficient(value: float) -> float:
+    """`value` rounded to 16 significant bits, ties to even; 0 where it is smaller than 2^-100 in size.
+
+    Raises:
+        ValueError: `value` is not finite.
+    """
+    if not math.isfinite(value):
+        raise ValueError(f"a coefficient must be finite, not {value}")
+    if abs(value) < SMALLEST_COEFFICIENT:
+        return 0.0
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(round(math.ldexp(mantissa, COEFFICIENT_BITS)), exponent - COEFFICIENT_BITS)
+
+
+def round_scalar(value: float) -> float:
+    """`value` rounded to bfloat16, ties to even."""
+    return float(torch.tensor(value, dtype=torch.float32).to(torch.bfloat16))
+
+
+def encode_scalars(scalars: Sequence[float]) -> bytes:
+    """Two bytes a scalar: little-endian bfloat16, the high half of the float32.
+
+    Raises:
+        ValueError: a scalar is not exactly representable in bfloat16.
+    """
+    packed = struct.pack(f"<{len(scalars)}f", *scalars)
+    if any(packed[0::4]) or any(packed[1::4]):
+        raise ValueError("only scalars rounded to bfloat16 can be encoded")
+    return bytes(byte for i in range(0, len(packed), 4) for byte in packed[i + 2 : i + 4])
+
+
+def decode_scalars(data: bytes) -> tuple[float, ...]:
+    """The inverse of `encode_scalars`.
+
+    Raises:
+        ValueError: an odd number of bytes.
+    """
+    if len(data) % 2:
+        raise ValueError(f"scalars are 2 bytes each, but {len(data)} bytes were given")
+    widened = b"".join(b"\0\0" + data[i : i + 2] for i in range(0, len(data), 2))
+    return struct.unpack(f"<{len(data) // 2}f", widened)
+
+
+def state_hash(theta: Tensor) -> str:
+    """SHA-256, in hexadecimal, of theta (d,) as little-endian float32."""
+    return hashlib.sha256(theta.detach().cpu().contiguous().numpy().astype("<f4", copy=False).data).hexdigest()
