@@ -1,0 +1,152 @@
+"""The data sets that `data.type` can name, and where each of them comes from.
+
+A file that already lies under `data.root` is used as it is; otherwise the pinned upstream version is fetched there.
+
+| data.type         | file under data.root                                  | category       |
+|-------------------|-------------------------------------------------------|----------------|
+| alpaca            | alpaca_data.json                                      | none           |
+| alpaca_cleaned    | alpaca_data_cleaned.json                              | none           |
+| dolly-15k         | databricks-dolly-15k.jsonl                            | kind of task   |
+| gsm8k             | gsm8k_train.jsonl                                     | none           |
+| rosetta_alpaca    | rosetta_alpaca.json                                   | language       |
+| code_search_net   | LANGUAGE/final/jsonl/train/*.jsonl or *.jsonl.gz      | language       |
+| NAME.json, .jsonl | NAME.json, NAME.jsonl                                 | its `category` |
+| bundled           | none: part of this package                            | kind of task   |
+
+An own file holds objects with `instruction`, `output` and, where there are any, `input` and `category`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from fedmezo.data.download import OnProgress, download, ignore_progress
+from fedmezo.data.parse import Layout, read_examples
+from fedmezo.errors import DataError
+from fedmezo.records import Example
+
+BUNDLED_PATH = Path(__file__).parent.parent / "bundled" / "instructions.json"
+CODE_SEARCH_NET_URL = "https://huggingface.co/datasets/code_search_net/resolve/main/data/{language}.zip"
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedFile:
+    """A file of one upstream commit, and the name it has under `data.root`."""
+
+    name: str
+    url: str
+    layout: Layout
+    rare_categories: frozenset[str] = frozenset()  # too small to be all that a client holds
+
+
+def _with_spelled_out_answer(example: Example) -> Example:
+    return replace(example, output=example.output.replace("####", "The answer is"))
+
+
+def _without_hard_spaces(example: Example) -> Example:
+    instruction, output = (text.replace("\u00a0", "") for text in (example.instruction, example.output))
+    return replace(example, instruction=instruction, output=output)
+
+
+def _with_language_first(example: Example) -> Example:
+    return replace(example, instruction=f"{example.category} {example.instruction}")
+
+
+_GITHUB = "https://raw.githubusercontent.com"
+
+# Upstream files are taken as they are: some of their answers are empty, and the reference trains on those too.
+PINNED_FILES = {
+    "alpaca": PinnedFile(
+        name="alpaca_data.json",
+        url=f"{_GITHUB}/tatsu-lab/stanford_alpaca/761dc5bfbdeeffa89b8bff5d038781a4055f796a/alpaca_data.json",
+        layout=Layout(empty_output=True),
+    ),
+    "alpaca_cleaned": PinnedFile(
+        name="alpaca_data_cleaned.json",
+        url=f"{_GITHUB}/gururise/AlpacaDataCleaned/a7d629079a95c2e4b7ec7dfe55087fbd18d9eba8/alpaca_data_cleaned.json",
+        layout=Layout(empty_output=True),
+    ),
+    "dolly-15k": PinnedFile(
+        name="databricks-dolly-15k.jsonl",
+        url=f"{_GITHUB}/databrickslabs/dolly/d000e3030970379aabbf6d291f50ffdd3b715b64/data/databricks-dolly-15k.jsonl",
+        layout=Layout(input="context", output="response", empty_output=True),
+    ),
+    "gsm8k": PinnedFile(
+        name="gsm8k_train.jsonl",
+        url=f"{_GITHUB}/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c"
+        "/grade_school_math/data/train.jsonl",
+        layout=Layout(instruction="question", output="answer", finish=_with_spelled_out_answer),
+    ),
+    "rosetta_alpaca": PinnedFile(
+        name="rosetta_alpaca.json",
+        url=f"{_GITHUB}/sahil280114/codealpaca/d269da106a579a623a654529b3cb91b5dfa9c72f/data/rosetta_alpaca.json",
+        layout=Layout(category="input", empty_output=True, finish=_without_hard_spaces),
+        rare_categories=frozenset({"X86-64 Assembly"}),
+    ),
+}
+
+_CODE_SEARCH_NET_LAYOUT = Layout(
+    instruction="docstring", input="language", output="code", category="language", finish=_with_language_first
+)
+
+
+def load_examples(data_type: str, root: Path, on_progress: OnProgress = ignore_progress) -> list[Example]:
+    """Read the data set that `data_type` names (with or without `@llm`), fetching it into `root` if need be.
+
+    `on_progress` hears of the bytes fetched. Raises DataError: an unknown name, a file that cannot be fetched (the
+    message names address and place), a file that is damaged (it names line and field).
+    """
+    name = data_set_name(data_type)
+    if name == "bundled":
+        return read_examples(BUNDLED_PATH, Layout())
+    if name == "code_search_net":
+        return _load_code_search_net(root)
+    if name in PINNED_FILES:
+        return _load_pinned(PINNED_FILES[name], root, on_progress)
+    return read_examples(root / name, Layout())
+
+
+def data_set_name(data_type: str) -> str:
+    """Return the part before `@llm`: a known name in lower case, or a file name. Raises DataError for any other."""
+    name, _, package = data_type.partition("@")
+    if package not in ("", "llm"):
+        raise DataError(f"data.type {data_type!r}: {package!r} is not supported after the @; write {name}@llm")
+    if name.endswith((".json", ".jsonl", ".jsonl.gz")):
+        return name
+    known = [*PINNED_FILES, "code_search_net", "bundled"]
+    if name.lower() in known:
+        return name.lower()
+    close = "".join(f" (did you mean {match!r}?)" for match in get_close_matches(name.lower(), known, n=1))
+    raise DataError(
+        f"data.type {data_type!r}: there is no data set {name!r}{close}. Allowed: {', '.join(known)}, "
+        "or a file NAME.json or NAME.jsonl under data.root"
+    )
+
+
+def without_rare_categories(data_type: str, examples: list[Example]) -> list[Example]:
+    """Leave out what the meta splitter should not deal: categories with too few examples to be all of a client's."""
+    pinned = PINNED_FILES.get(data_set_name(data_type))
+    rare = pinned.rare_categories if pinned else frozenset()
+    return [example for example in examples if example.category not in rare]
+
+
+def _load_pinned(pinned: PinnedFile, root: Path, on_progress: OnProgress) -> list[Example]:
+    path = root / pinned.name
+    if not path.exists():
+        download(pinned.url, path, on_progress)
+    return read_examples(path, pinned.layout)
+
+
+def _load_code_search_net(root: Path) -> list[Example]:
+    """Read every training file of the languages that were unpacked under `root`; they are gigabytes, so not fetched."""
+    folder = "*/final/jsonl/train"
+    paths = sorted([*root.glob(f"{folder}/*.jsonl"), *root.glob(f"{folder}/*.jsonl.gz")])
+    if not paths:
+        raise DataError(
+            f"data.type 'code_search_net': no file matches {root}/{folder}/*.jsonl.gz. Fetch "
+            f"{CODE_SEARCH_NET_URL.format(language='LANGUAGE')} (python, javascript, java, ruby, php or go) "
+            f"and unpack it in {root}"
+        )
+    return [example for path in paths for example in read_examples(path, _CODE_SEARCH_NET_LAYOUT)]
