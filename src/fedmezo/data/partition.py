@@ -136,13 +136,14 @@ def split(num_examples: int, fractions: Sequence[float], rng: np.random.Generato
     A part whose fraction is above 0 gets at least one example, one whose fraction is 0 gets none. Raises DataError.
     """
     _check_fractions(fractions)
-    wanted = np.array(fractions) > 0
-    if num_examples < wanted.sum():
-        raise DataError(f"data.splits asks for {wanted.sum()} parts of {num_examples} examples: there are too few")
-    ends = np.round(np.cumsum(fractions) * num_examples).astype(np.int64)
-    ends = np.maximum(ends, np.cumsum(wanted))  # room for one example in each part so far ...
-    ends = np.minimum(ends, num_examples - (wanted.sum() - np.cumsum(wanted)))  # ... and in each part to come
-    train, val, test = np.split(rng.permutation(num_examples), ends[:-1])
+    least = [int(fraction > 0) for fraction in fractions]
+    if num_examples < sum(least):
+        raise DataError(f"data.splits asks for {sum(least)} parts of {num_examples} examples: there are too few")
+    ends = [0]
+    for part in range(len(PARTS)):
+        end = max(round(sum(fractions[: part + 1]) / sum(fractions) * num_examples), ends[-1] + least[part])
+        ends.append(min(end, num_examples - sum(least[part + 1 :])))
+    train, val, test = np.split(rng.permutation(num_examples), ends[1:-1])
     return train, val, test
 
 
