@@ -19,7 +19,7 @@ Arrays = dict[str, NDArray[Any]]
 def load_arrays(path: Path) -> Arrays | None:
     """Read what `save_arrays` wrote; None if there is nothing or it is damaged (its checksums are verified)."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # np.load(path) may leave it open
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
         return None
