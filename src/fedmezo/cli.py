@@ -1,0 +1,117 @@
+"""The command `fedmezo`: reads arguments and configuration, and imports what is heavy only when it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fedmezo import __version__
+from fedmezo.config import Config, Loaded, as_overrides, load_config
+from fedmezo.errors import ConfigError, FedMeZOError
+
+_EXAMPLES = """\
+examples:
+  fedmezo run                                          the bundled quickstart
+  fedmezo run my.yaml train.optimizer.lr=1e-5 seed=1   a file, some keys changed
+  fedmezo run --cfg my.yaml train.optimizer.lr 1e-5    the same in FederatedScope's form
+  fedmezo check my.yaml                                only look for mistakes
+"""
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0 done, 1 failure, 2 bad input, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0].startswith("--cfg"):  # as FederatedScope's main.py is called
+        words.insert(0, "run")
+    options = _parser().parse_args(words)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except FedMeZOError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedmezo",
+        description="Federated fine-tuning of language models with zeroth-order optimisation.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fedmezo {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add(commands, "run", _run, "train as a configuration says")
+    _add(commands, "check", _check, "read a configuration and say what is wrong with it")
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    command: Callable[[argparse.Namespace], int],
+    summary: str,
+) -> None:
+    """A command that takes a configuration."""
+    parser = commands.add_parser(name, help=summary, description=summary)
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="[CONFIG] [key=value ...]",
+        help="a YAML file (none: the bundled quickstart), and keys to change",
+    )
+    parser.add_argument("--cfg", type=Path, metavar="FILE", help="the file; keys may then also be given as: key value")
+    parser.set_defaults(command=command)
+
+
+def _load(options: argparse.Namespace) -> Loaded:
+    words: list[str] = options.words
+    path: Path | None = options.cfg
+    if path is not None:
+        return load_config(path, as_overrides(words))
+    if words and "=" not in words[0]:
+        path, words = Path(words[0]), words[1:]
+    return load_config(path, words)
+
+
+def _run(options: argparse.Namespace) -> int:
+    config, notices = _load(options)
+    _require_one_machine(config)
+    from fedmezo.experiment import run  # imports torch
+
+    return run(config, notices)
+
+
+def _require_one_machine(config: Config) -> None:
+    """Refuse what this version cannot do."""
+    if config.federate.mode == "distributed":
+        raise ConfigError("several machines: not in this version; set federate.mode: standalone")
+
+
+def _check(options: argparse.Namespace) -> int:
+    config, notices = _load(options)
+    print(_summary(config))
+    for notice in notices:
+        print(f"notice: {notice}")
+    print("ok")
+    return 0
+
+
+def _summary(config: Config) -> str:
+    federate, train = config.federate, config.train
+    rows = {
+        "trainer": f"{config.trainer.type}, {federate.protocol} protocol",
+        "model": f"{config.model.name}, {config.llm.adapter.method}",
+        "data": f"{config.data.name}, {config.data.splitter} over {federate.client_num} clients",
+        "rounds": f"{federate.total_round_num} of {federate.cohort_size} clients, each "
+        f"{train.local_update_steps} {train.batch_or_epoch} steps of batch size {config.dataloader.batch_size}",
+        "rate": f"{train.optimizer.lr:g}, {train.train_strategy}",
+    }
+    return "\n".join(f"{name + ':':<9}{value}" for name, value in rows.items())

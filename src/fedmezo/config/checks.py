@@ -1,0 +1,159 @@
+"""What must hold between keys, each of which is right in itself, and what a run does not use of what it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from fedmezo.config.schema import Config, Optimizer, Scheduler, Zo
+
+
+class Conflict(NamedTuple):
+    """Keys that do not go together. The first of them that the user gave is where the message points."""
+
+    keys: tuple[str, ...]
+    text: str
+
+
+def conflicts(config: Config) -> Iterator[Conflict]:
+    """All of them."""
+    for check in (_rates, _splits, _evaluation, _early_stop, _cohort, _protocol, _optimizer, _adapter, _options):
+        yield from check(config)
+
+
+def _rates(config: Config) -> Iterator[Conflict]:
+    """Each strategy moves the rate by up to lr_width either way, and a rate of 0 or less would undo the learning."""
+    train = config.train
+    lowest = train.optimizer.lr - train.lr_width
+    if train.train_strategy != "frozen" and lowest <= 0:
+        yield Conflict(
+            ("train.lr_width", "train.optimizer.lr", "train.train_strategy"),
+            f"is {train.lr_width}, with which train.train_strategy {train.train_strategy} can bring the rate "
+            f"down to {lowest:.3g}; needs a width below train.optimizer.lr, which is {train.optimizer.lr}",
+        )
+
+
+def _splits(config: Config) -> Iterator[Conflict]:
+    splits = config.data.splits
+    if min(splits) < 0 or abs(sum(splits) - 1) > 1e-6:  # decimal shares such as .998 + .001 + .001 miss 1 by an ulp
+        text = f"is {list(splits)}, whose sum is {sum(splits):.6g}; needs three numbers of at least 0 that sum to 1"
+        yield Conflict(("data.splits",), text)
+        return
+    if splits[0] == 0:
+        yield Conflict(("data.splits",), f"is {list(splits)}, which leaves nothing to train on; needs a first above 0")
+    shares = dict(zip(("train", "val", "test"), splits, strict=True))
+    empty = [split for split in config.eval.split if shares[split] == 0]
+    if config.eval.active and empty:
+        kept = [split for split in config.eval.split if split not in empty]
+        text = f"is {list(config.eval.split)}, but data.splits gives {' and '.join(empty)} no examples; "
+        remedy = f"set eval.split: {kept}" if kept else "set eval.freq: 0"
+        yield Conflict(("eval.split", "data.splits"), f"{text}{remedy} or change data.splits")
+
+
+def _evaluation(config: Config) -> Iterator[Conflict]:
+    if len(set(config.eval.split)) < len(config.eval.split):
+        yield Conflict(("eval.split",), f"is {list(config.eval.split)}; needs each split at most once")
+    key = config.eval.best_res_update_round_wise_key
+    if config.eval.active and key.removesuffix("_loss") not in config.eval.split:
+        measured = " or ".join(f"{split}_loss" for split in config.eval.split)
+        text = f"is {key}, which is not measured; needs {measured}, or another eval.split"
+        yield Conflict(("eval.best_res_update_round_wise_key", "eval.split"), text)
+
+
+def _early_stop(config: Config) -> Iterator[Conflict]:
+    if config.early_stop.patience > 0 and not config.eval.active:
+        text = f"is {config.early_stop.patience}, but nothing is evaluated; set it to 0, or eval.freq above 0"
+        yield Conflict(("early_stop.patience", "eval.freq", "eval.split"), f"{text} and eval.split to val or test")
+
+
+def _cohort(config: Config) -> Iterator[Conflict]:
+    federate = config.federate
+    if federate.sample_client_num == 0 or federate.sample_client_num > federate.client_num:
+        text = f"is {federate.sample_client_num}; needs 1 to {federate.client_num}, or -1 for all clients"
+        yield Conflict(("federate.sample_client_num", "federate.client_num"), text)
+        return
+    if federate.sample_client_rate <= 0 and federate.sample_client_rate != -1:
+        text = f"is {federate.sample_client_rate}; needs a number above 0 and up to 1, or -1 for all clients"
+        yield Conflict(("federate.sample_client_rate",), text)
+    elif federate.min_clients > federate.cohort_size:
+        text = f"is {federate.min_clients}, but {federate.cohort_size} take part in a round; needs at most that"
+        keys = ("min_clients", "sample_client_rate", "sample_client_num", "client_num")
+        yield Conflict(tuple(f"federate.{key}" for key in keys), text)
+
+
+def _protocol(config: Config) -> Iterator[Conflict]:
+    if config.federate.protocol != "scalars":
+        return
+    if config.trainer.type == "llmtrainer":
+        text = "is scalars, but llmtrainer has no scalars to send; set it to weights, or trainer.type: mezotrainer"
+        yield Conflict(("federate.protocol", "trainer.type"), text)
+    elif config.train.optimizer.weight_decay != 0:
+        text = f"is {config.train.optimizer.weight_decay}; needs 0, or federate.protocol: weights"
+        yield Conflict(("train.optimizer.weight_decay", "federate.protocol"), text)
+
+
+def _optimizer(config: Config) -> Iterator[Conflict]:
+    name = config.train.optimizer.type
+    if config.trainer.type == "mezotrainer" and name != "SGD":
+        text = f"is {name}; mezotrainer is SGD: remove the key, or set trainer.type: llmtrainer"
+        yield Conflict(("train.optimizer.type", "trainer.type"), text)
+
+
+def _adapter(config: Config) -> Iterator[Conflict]:
+    if not config.llm.adapter.use:
+        text = "tuning all parameters is not supported here; set it to True and choose an adapter"
+        yield Conflict(("llm.adapter.use",), f"{text} in llm.adapter.args")
+
+
+def _options(config: Config) -> Iterator[Conflict]:
+    """Keys of torch's classes are checked by torch; what can never be one is said here."""
+    sections: dict[str, Optimizer | Scheduler] = {
+        "train.optimizer": config.train.optimizer,
+        "train.scheduler": config.train.scheduler,
+    }
+    for above, section in sections.items():
+        for key, value in section.options.items():
+            if not _is_option(value):
+                text = f"got {value!r}; needs a number, text, True, False, or a list of numbers"
+                yield Conflict((f"{above}.{key}",), text)
+    scheduler = config.train.scheduler
+    if not scheduler.type and scheduler.options:
+        text = (
+            f"is a key of a scheduler, but none is chosen; set train.scheduler.type or remove {min(scheduler.options)}"
+        )
+        yield Conflict((f"train.scheduler.{min(scheduler.options)}",), text)
+
+
+def _is_option(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(item, int | float) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def unused(config: Config) -> Iterator[str]:
+    """Settings that this run does not use, one line each.
+
+    FederatedScope's own zeroth-order trainer ignores the same ones, so its files run unmodified and mean the same.
+    """
+    if config.trainer.type == "mezotrainer":
+        yield from _unused_by_mezo(config)
+    elif config.train.zo != Zo():
+        yield "train.zo has no effect: llmtrainer does not perturb"
+    if config.train.is_enable_half and config.model.dtype is not None:
+        yield f"train.is_enable_half has no effect: model.dtype says {config.model.dtype}"
+    if config.data.splitter_args and config.data.splitter != "lda":
+        yield f"data.splitter_args has no effect: the {config.data.splitter} splitter takes none"
+    federate = config.federate
+    if federate.sample_client_rate > 0 and federate.sample_client_num > 0:
+        yield f"federate.sample_client_num has no effect: federate.sample_client_rate makes it {federate.cohort_size}"
+
+
+def _unused_by_mezo(config: Config) -> Iterator[str]:
+    for key in config.train.optimizer.options:
+        yield f"train.optimizer.{key} has no effect: mezotrainer is plain SGD"
+    if config.train.scheduler.type:
+        yield "train.scheduler has no effect: mezotrainer's rate changes by train.train_strategy"
+    if config.grad.grad_clip > 0:
+        yield "grad.grad_clip has no effect: mezotrainer has no gradient; train.zo.clip limits its scalars"
+    if config.grad.grad_accum_count > 1:
+        yield "grad.grad_accum_count has no effect: mezotrainer steps after each batch"

@@ -1,0 +1,400 @@
+"""The configuration as frozen data: every key, its default, what it may hold, and one sentence on what it does.
+
+The keys and defaults are those of FederatedScope's FedMeZO branch; `train.zo`, `train.lr_width`, `federate.protocol`,
+`federate.min_clients` and `model.dtype` are ours. To add a key, add a field with its sentence below it: reading,
+errors and docs/config.md follow. What concerns two keys together belongs in `checks.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from fedmezo.config.document import to_yaml
+
+Split = Literal["val", "test"]
+Strategy = Literal["frozen", "random", "round-wise", "five-round", "model-diff"]
+Protocol = Literal["scalars", "weights"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+# torch.optim without LBFGS (needs a closure) and SparseAdam (needs sparse gradients); torch is not imported here.
+OptimizerName = Literal[
+    "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "RAdam", "RMSprop",
+    "Rprop", "SGD",
+]  # fmt: skip
+# torch.optim.lr_scheduler without those that take functions, other schedulers or a metric; two of FederatedScope's own.
+SchedulerName = Literal[
+    "", "warmup_step", "warmup_noam", "ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR",
+    "ExponentialLR", "LinearLR", "MultiStepLR", "OneCycleLR", "PolynomialLR", "StepLR",
+]  # fmt: skip
+AdapterMethod = Literal["lora", "prefix", "prompt", "p-tuning", "ia3"]
+
+# Widths of the counter words that number rounds, steps and queries of a run's random draws.
+MAX_ROUNDS = 2**28 - 1
+MAX_STEPS = 2**24 - 1
+MAX_QUERIES = 255
+MAX_CLIENTS = 2**32
+MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What a field may hold, in words, where its type alone does not say it."""
+
+    text: str
+
+
+def _adapter_method(value: Any) -> Any:
+    """The spelling of the schema for FederatedScope's, which is case-blind and writes (IA)3 as ia_3."""
+    if not isinstance(value, str):
+        return value
+    lowered = value.lower()
+    return "ia3" if lowered == "ia_3" else lowered
+
+
+def _fedavg(value: Any) -> Any:
+    return "FedAvg" if isinstance(value, str) and value.lower() == "fedavg" else value
+
+
+class Section(BaseModel):
+    """A mapping of the file: frozen, strict about types, closed to unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty(cls, data: Any) -> Any:
+        """A section whose keys are all commented out is read as None by YAML: all defaults."""
+        return {} if data is None else data
+
+
+class OpenSection(Section):
+    """A section whose further keys belong to another library, which checks them when the object is built."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The further keys."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class EarlyStop(Section):
+    """When to stop before the last round."""
+
+    patience: int = 5
+    """Stop after so many evaluations without a better `eval.best_res_update_round_wise_key`; 0 or less is never."""
+    delta: float = Field(0.0, ge=0)
+    """By how much the metric must fall to count as an improvement."""
+    improve_indicator_mode: Literal["best", "mean"] = "best"
+    """Whether the last `patience` evaluations are compared with the best before them or with the mean before them."""
+
+
+class Federate(Section):
+    """Clients, rounds, and what travels between them."""
+
+    mode: Literal["standalone", "distributed"] = "standalone"
+    """Clients simulated in this process, or on several machines."""
+    client_num: int = Field(ge=1, le=MAX_CLIENTS, examples=[3])
+    """How many clients hold the data."""
+    sample_client_num: Annotated[int, Allowed("a whole number from 1 to federate.client_num, or -1 for all")] = Field(
+        -1, ge=-1
+    )
+    """How many clients take part in a round; -1 is all."""
+    sample_client_rate: Annotated[float, Allowed("a number above 0 and up to 1, or -1 for all")] = Field(
+        -1.0, ge=-1, le=1
+    )
+    """Which share of the clients takes part in a round, rounded down but at least one client; -1 is all."""
+    min_clients: int = Field(1, ge=1)
+    """A round needs this many usable reports."""
+    total_round_num: int = Field(50, ge=1, le=MAX_ROUNDS)
+    """How many rounds to train."""
+    protocol: Protocol = "scalars"
+    """What a client sends: projected gradients, or its adapter's change. The default of llmtrainer is weights."""
+    method: Annotated[Literal["FedAvg"], BeforeValidator(_fedavg)] = "FedAvg"
+    """How the server combines the reports."""
+    ignore_weight: bool = False
+    """Give every client of a round the same weight, whatever it has processed."""
+    save_to: str = ""
+    """Also write the final adapter here; empty is the run directory alone."""
+    save_freq: int = Field(-1, ge=-1)
+    """Write a snapshot every so many rounds; 0 and -1 are only where resuming needs one."""
+    restore_from: str = ""
+    """Start from this saved adapter instead of a fresh one."""
+
+    @property
+    def cohort_size(self) -> int:
+        """How many clients take part in a round; the rate goes before the number, as in FederatedScope."""
+        if self.sample_client_rate > 0:  # rounded first: 0.29 * 100 is 28.999999999999996
+            return max(1, int(round(self.sample_client_rate * self.client_num, 9)))
+        return self.sample_client_num if self.sample_client_num > 0 else self.client_num
+
+
+class SplitterArgs(Section):
+    """Arguments of the splitter."""
+
+    alpha: float = Field(0.5, gt=0)
+    """Concentration of the Dirichlet distribution of `lda`: the smaller, the more the clients differ."""
+
+
+class Data(Section):
+    """Which examples, and who holds which."""
+
+    root: str = "data"
+    """Folder where data files are found and kept."""
+    type: Annotated[str, Allowed("NAME or NAME@llm, for example alpaca@llm or mine.jsonl@llm")] = Field(
+        pattern=r"^[^@]+(@llm)?$", examples=["alpaca@llm"]
+    )
+    """Name of the data set, or of a .json or .jsonl file under `data.root`."""
+    splits: Annotated[tuple[float, float, float], Allowed("three numbers of at least 0 that sum to 1")] = Field(
+        (0.8, 0.1, 0.1), strict=False
+    )
+    """Shares of the training, validation and test examples."""
+    splitter: Literal["iid", "lda", "meta"] = "iid"
+    """How examples go to clients: evenly at random, by a Dirichlet draw over categories, or whole categories."""
+    splitter_args: Annotated[tuple[SplitterArgs, ...], Allowed("a list of at most one mapping: [{alpha: 0.5}]")] = (
+        Field((), max_length=1, strict=False)
+    )
+    """Arguments of the splitter, as a list of one mapping."""
+    subsample: float = Field(1.0, gt=0, le=1)
+    """Use only this share of the data set."""
+
+    @property
+    def name(self) -> str:
+        """The data set's name without the suffix @llm."""
+        return self.type.removesuffix("@llm")
+
+    @property
+    def alpha(self) -> float:
+        """Concentration for the lda splitter."""
+        return (self.splitter_args[0] if self.splitter_args else SplitterArgs()).alpha
+
+
+class Cache(Section):
+    """Where downloads are kept."""
+
+    model: str = ""
+    """Folder for models fetched from the hub; empty is the hub's own cache."""
+
+
+class Chat(Section):
+    """Generation."""
+
+    max_len: int = Field(100, ge=1)
+    """Longest generated answer in tokens."""
+
+
+class AdapterArgs(OpenSection):
+    """Which adapter; further keys are those of its PEFT config, for LoRA `r`, `lora_alpha`, `lora_dropout`, ..."""
+
+    adapter_package: Literal["peft"] = "peft"
+    """Library that makes the adapter."""
+    adapter_method: Annotated[AdapterMethod, BeforeValidator(_adapter_method)] = "lora"
+    """LoRA, prefix tuning, prompt tuning, p-tuning, or (IA)3."""
+
+
+class Adapter(Section):
+    """The trainable part of the model."""
+
+    use: bool = False
+    """Train an adapter; must be True, since full-parameter tuning is not supported."""
+    args: Annotated[tuple[AdapterArgs], Allowed("a list of one mapping: [{adapter_method: lora, r: 8}]")] = Field(
+        (AdapterArgs(),), strict=False
+    )
+    """The adapter and its settings, as a list of one mapping."""
+
+    @property
+    def method(self) -> AdapterMethod:
+        """Which adapter."""
+        return self.args[0].adapter_method
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The PEFT config's own keys."""
+        return self.args[0].options
+
+
+class Llm(Section):
+    """The language model's input, output and adapter."""
+
+    tok_len: int = Field(128, ge=1)
+    """Longest example in tokens; longer ones are cut on the right."""
+    cache: Cache = Cache()
+    chat: Chat = Chat()
+    adapter: Adapter = Adapter()
+
+
+class Dataloader(Section):
+    """Batches."""
+
+    batch_size: int = Field(64, ge=1)
+    """Examples in a local step."""
+
+
+class Model(Section):
+    """The base model."""
+
+    type: Annotated[str, Allowed("NAME or NAME@huggingface_llm, NAME being on the hub or a local folder")] = Field(
+        pattern=r"^[^@]+(@huggingface_llm)?$", examples=["openlm-research/open_llama_3b_v2@huggingface_llm"]
+    )
+    """A causal language model: its name on the Hugging Face hub, or a local folder."""
+    dtype: Dtype | None = None
+    """Number format of the base weights. Unset: float32, or with `train.is_enable_half` the device's half precision."""
+
+    @property
+    def name(self) -> str:
+        """Hub name or folder without the suffix @huggingface_llm."""
+        return self.type.removesuffix("@huggingface_llm")
+
+
+class Optimizer(OpenSection):
+    """The local optimiser; further keys are those of the torch.optim class."""
+
+    type: OptimizerName = "SGD"
+    """Class of torch.optim that llmtrainer uses; mezotrainer is SGD."""
+    lr: float = Field(0.1, gt=0)
+    """Learning rate, eta_0 of the strategies."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decay of the adapter's weights; the scalars protocol needs 0."""
+
+
+class Scheduler(OpenSection):
+    """Learning rate within llmtrainer's local steps; further keys are those of the torch.optim.lr_scheduler class."""
+
+    type: SchedulerName = ""
+    """Class of torch.optim.lr_scheduler, or warmup_step or warmup_noam; empty is a constant rate."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of warm-up."""
+    warmup_ratio: float = Field(0.0, ge=0, le=1)
+    """Warm-up as a share of all steps, where `warmup_steps` is 0."""
+
+
+class Zo(Section):
+    """The zeroth-order estimate of mezotrainer."""
+
+    eps: float = Field(1e-3, gt=0)
+    """Perturbation scale, mu of the paper."""
+    queries: int = Field(1, ge=1, le=MAX_QUERIES)
+    """Directions per step, each of two forward passes."""
+    noise: Literal["gaussian", "rademacher"] = "gaussian"
+    """Distribution of the directions' elements."""
+    clip: float = Field(0.0, ge=0)
+    """Largest size of a projected gradient; 0 is no limit."""
+
+
+class Train(Section):
+    """A client's local training."""
+
+    train_strategy: Strategy = "frozen"
+    """How a client's rate follows from `train.optimizer.lr`, its losses and its updates."""
+    lr_width: float = Field(5e-6, ge=0)
+    """How far the strategies move the rate at most, alpha of the paper."""
+    local_update_steps: int = Field(1, ge=1, le=MAX_STEPS)
+    """Local steps in a round, or passes over the client's data, see `train.batch_or_epoch`."""
+    batch_or_epoch: Literal["batch", "epoch"] = "batch"
+    """What `train.local_update_steps` counts."""
+    is_enable_half: bool = False
+    """Hold the base weights in half precision: float16 on a GPU, bfloat16 on a CPU that has it."""
+    optimizer: Optimizer = Optimizer()
+    scheduler: Scheduler = Scheduler()
+    zo: Zo = Zo()
+
+
+class Grad(Section):
+    """What llmtrainer does to gradients."""
+
+    grad_clip: float = -1.0
+    """Largest norm of the gradient; 0 or less is no limit."""
+    grad_accum_count: int = Field(1, ge=1)
+    """Batches whose gradients are added up before a step."""
+
+
+class Criterion(Section):
+    """The loss."""
+
+    type: Literal["CrossEntropyLoss"] = "CrossEntropyLoss"
+    """Cross-entropy of the answer's tokens."""
+
+
+class Trainer(Section):
+    """The client's algorithm."""
+
+    type: Literal["mezotrainer", "llmtrainer"] = "mezotrainer"
+    """Zeroth-order steps (FedMeZO), or back-propagation (the BP baseline)."""
+
+
+class Eval(Section):
+    """When and what to evaluate."""
+
+    freq: int = Field(1, ge=0)
+    """Evaluate every so many rounds; 0 is never."""
+    metrics: tuple[Literal["loss"], ...] = Field(("loss",), strict=False)
+    """What to measure; the loss is always measured."""
+    split: tuple[Split, ...] = Field(("test", "val"), strict=False)
+    """On which examples."""
+    best_res_update_round_wise_key: Literal["val_loss", "test_loss"] = "val_loss"
+    """The metric that says which round was best, and when to stop early."""
+
+    @property
+    def active(self) -> bool:
+        """Whether the run evaluates at all."""
+        return self.freq > 0 and bool(self.split)
+
+
+class Wandb(Section):
+    """Weights & Biases, an optional extra."""
+
+    use: bool = False
+    """Send the metrics there."""
+    name_user: str = ""
+    """Your entity there."""
+    name_project: str = ""
+    """The project there."""
+
+
+class Config(Section):
+    """A run's configuration, complete and consistent."""
+
+    use_gpu: bool = False
+    """Compute on a GPU where there is one."""
+    device: int = Field(-1, ge=-1)
+    """Number of the GPU; -1 is the first."""
+    seed: int = Field(0, ge=0, le=MAX_SEED)
+    """Seed of everything random in the run."""
+    outdir: str = "runs"
+    """Folder in which the run makes its own."""
+    expname: str = ""
+    """Name of the run's folder; empty is made from the data set, the trainer and the time."""
+    early_stop: EarlyStop = EarlyStop()
+    federate: Federate
+    data: Data
+    llm: Llm = Llm()
+    dataloader: Dataloader = Dataloader()
+    model: Model
+    train: Train = Train()
+    grad: Grad = Grad()
+    criterion: Criterion = Criterion()
+    trainer: Trainer = Trainer()
+    eval: Eval = Eval()
+    wandb: Wandb = Wandb()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        """Sections with required keys exist, and the protocol follows the trainer where it is not given."""
+        if not isinstance(data, dict):
+            return data
+        federate = data.get("federate")
+        federate = {} if federate is None else federate
+        trainer = data.get("trainer")
+        is_bp = isinstance(trainer, dict) and trainer.get("type") == "llmtrainer"
+        if isinstance(federate, dict) and is_bp:
+            federate = {"protocol": "weights"} | federate
+        return {"data": {}, "model": {}} | data | {"federate": federate}
+
+    def to_yaml(self) -> str:
+        """Every key with its value, as YAML that loads back equal."""
+        return to_yaml(self.model_dump())

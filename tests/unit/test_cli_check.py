@@ -1,0 +1,138 @@
+"""The command line up to the point where a run starts: forms of arguments, exit codes, and what is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from fedmezo import __version__
+from fedmezo.cli import main
+from fedmezo.config import Config
+from fedmezo.errors import TrainingError
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTCASE = str(ROOT / "configs" / "mezo_testcase.yaml")
+
+
+class FakeExperiment(types.ModuleType):
+    """Stands in for the module that trains, and keeps what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__("fedmezo.experiment")
+        self.configs: list[Config] = []
+        self.outcome: int | BaseException = 0
+
+    def run(self, config: Config, notices: Sequence[str]) -> int:
+        self.configs.append(config)
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.fixture
+def experiment(monkeypatch: pytest.MonkeyPatch) -> FakeExperiment:
+    fake = FakeExperiment()
+    monkeypatch.setitem(sys.modules, "fedmezo.experiment", fake)
+    return fake
+
+
+def test_check_sums_up_and_says_ok(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", TESTCASE, "eval.count_flops=False"]) == 0
+    assert (
+        capsys.readouterr().out
+        == """\
+trainer: mezotrainer, scalars protocol
+model:   openlm-research/open_llama_3b_v2, lora
+data:    alpaca, iid over 3 clients
+rounds:  100 of 3 clients, each 5 batch steps of batch size 1
+rate:    1e-05, frozen
+notice: eval.count_flops has no effect: floating-point operations are not counted
+ok
+"""
+    )
+
+
+def test_a_mistake_is_one_message_on_stderr_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", TESTCASE, "seed=x"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == "override 'seed=x': seed: got 'x'; needs a whole number from 0 to 18446744073709551615\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", TESTCASE, "seed=7", "train.optimizer.lr=2e-5"],
+        ["run", "--cfg", TESTCASE, "seed", "7", "train.optimizer.lr", "2e-5"],
+        ["--cfg", TESTCASE, "seed", "7", "train.optimizer.lr", "2e-5"],
+        ["--cfg", TESTCASE, "seed=7", "train.optimizer.lr=2e-5"],
+        [f"--cfg={TESTCASE}", "seed", "7", "train.optimizer.lr", "2e-5", "device", "-1"],
+    ],
+)
+def test_the_forms_of_run_mean_the_same(experiment: FakeExperiment, words: list[str]) -> None:
+    assert main(words) == 0
+    (config,) = experiment.configs
+    assert (config.seed, config.train.optimizer.lr, config.federate.total_round_num) == (7, 2e-5, 100)
+
+
+def test_run_returns_what_the_experiment_returns(experiment: FakeExperiment) -> None:
+    experiment.outcome = 130
+    assert main(["run", TESTCASE]) == 130
+
+
+def test_errors_for_users_have_no_traceback(experiment: FakeExperiment, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment.outcome = TrainingError("every loss is infinite")
+    assert main(["run", TESTCASE]) == 1
+    assert capsys.readouterr().err == "every loss is infinite\n"
+
+
+def test_an_interrupt_is_130(experiment: FakeExperiment) -> None:
+    experiment.outcome = KeyboardInterrupt()
+    assert main(["run", TESTCASE]) == 130
+
+
+def test_a_defect_is_not_hidden(experiment: FakeExperiment) -> None:
+    experiment.outcome = ZeroDivisionError("a defect")
+    with pytest.raises(ZeroDivisionError):
+        main(["run", TESTCASE])
+
+
+def test_several_machines_are_refused_by_run_but_not_by_check(
+    experiment: FakeExperiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", TESTCASE, "federate.mode=distributed"]) == 0
+    assert main(["run", TESTCASE, "federate.mode=distributed"]) == 2
+    assert capsys.readouterr().err == "several machines: not in this version; set federate.mode: standalone\n"
+    assert experiment.configs == []
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"fedmezo {__version__}\n"
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "fedmezo run my.yaml" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+
+
+def test_check_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from fedmezo.cli import main; status = main(sys.argv[1:]);"
+        "print(*sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr); sys.exit(status)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, "check", TESTCASE], capture_output=True, text=True, check=True)
+    heavy = {"torch", "transformers", "peft", "numpy", "rich", "matplotlib", "tensorboard", "safetensors"}
+    assert result.stdout.endswith("ok\n")
+    assert heavy.isdisjoint(result.stderr.split())
+
+
+def test_the_package_runs_as_a_module() -> None:
+    result = subprocess.run([sys.executable, "-m", "fedmezo", "check", TESTCASE], capture_output=True, check=True)
+    assert result.stdout.endswith(b"ok\n")
