@@ -212,21 +212,24 @@ def show_samples(console: Console, samples: Sequence[Sample]) -> None:
 def show_summary(console: Console, summary: Summary, results: Path) -> None:
     """Print the final table of a run whose results are in the directory `results`."""
     table = Table(box=box.SIMPLE, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for heading, value in [*summary_rows(summary), ("results in", str(results))]:
-        table.add_row(heading, Text(value))
+    for style in ("bold", "", "dim"):
+        table.add_column(style=style, no_wrap=True)
+    for row in summary_rows(summary):
+        table.add_row(row.heading, row.value, row.remark)
     _print_table(console, "Result", table)
+    _print_plain(console, f"Results are in {results}")
 
 
 def show_comparison(console: Console, comparison: Comparison) -> None:
-    """Print the table of several runs."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for index, heading in enumerate(comparison.headings):
-        table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
-    for row in comparison.rows:
-        table.add_row(*map(Text, row))
+    """Print the table of several runs, and under it what differs between them."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for heading in comparison.headings:
+        table.add_column(heading, justify="right", overflow="fold")
+    for number, row in enumerate(comparison.rows, start=1):
+        table.add_row(str(number), *map(Text, row[1:]))
     _print_table(console, "Comparison of runs", table)
+    for number, row in enumerate(comparison.rows, start=1):
+        _print_plain(console, f"{number}: {row[0]}")
 
 
 class _ConsoleHandler(logging.Handler):

@@ -25,7 +25,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -33,6 +32,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
+from fedmezo.data.atomic import replacing
 from fedmezo.errors import ConfigError, RunError
 
 METRICS_FILE = "metrics.jsonl"
@@ -244,9 +244,8 @@ def cut_after(path: Path, round_index: int) -> list[Metric]:
         RunError: no such file, or a line that is not one of ours; the file is then left as it is.
     """
     kept = [metric for metric in read_metrics(path) if metric.round <= round_index]
-    new = path.with_name(path.name + ".new")
-    new.write_text("".join(map(_line, kept)), encoding="utf-8", newline="\n")
-    os.replace(new, path)
+    with replacing(path) as file:
+        file.writelines(_line(metric).encode() for metric in kept)
     return kept
 
 

@@ -6,7 +6,6 @@ Reads config.yaml and metrics.jsonl only, so a run can be reported while it runs
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from fedmezo.data.atomic import replacing
 from fedmezo.errors import RunError
 from fedmezo.metrics import METRICS_FILE, Metric, read_metrics
 from fedmezo.plots import draw_run, draw_runs, png
@@ -38,6 +38,7 @@ FILES = {
     "journal.jsonl": "the log of the rounds",
     "metrics.jsonl": "every measured number",
     "adapter": "the tuned adapter, for PeftModel.from_pretrained",
+    "adapter_best": "the adapter of the best round",
     "snapshots": "weights to resume from",
     "tensorboard": "event files for TensorBoard",
     "report.png": "the picture above",
@@ -102,14 +103,14 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     body = (
         _image(picture, "loss against rounds and against bytes"),
         "<h2>Result</h2>",
-        _table(summary_rows(run.summary)),
+        _table([(row.heading, row.value, row.remark) for row in summary_rows(run.summary)]),
         "<h2>Files</h2>",
         _list([f'<a href="{name}">{name}</a>: {meaning}' for name, meaning in files]),
         "<h2>Configuration</h2>",
         _table([(key, _value(value)) for key, value in flatten(run.config).items()]),
     )
-    _write_atomically(run_dir / REPORT_PICTURE, picture)
-    _write_atomically(run_dir / REPORT_PAGE, _page(title, body))
+    _write(run_dir / REPORT_PICTURE, picture)
+    _write(run_dir / REPORT_PAGE, _page(title, body))
     return run_dir / REPORT_PICTURE, run_dir / REPORT_PAGE
 
 
@@ -124,9 +125,8 @@ def compare(run_dirs: Sequence[Path], out: Path) -> Comparison:
     table = _comparison(runs, labels)
     picture = png(draw_runs([run.metrics for run in runs], labels))
     body = (_image(picture, "loss of each run against rounds and against bytes"), _table(table.rows, table.headings))
-    out.mkdir(parents=True, exist_ok=True)
-    _write_atomically(out / COMPARISON_PICTURE, picture)
-    _write_atomically(out / COMPARISON_PAGE, _page(f"Comparison of {len(runs)} runs", body))
+    _write(out / COMPARISON_PICTURE, picture)
+    _write(out / COMPARISON_PAGE, _page(f"Comparison of {len(runs)} runs", body))
     return table
 
 
@@ -153,6 +153,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _write(path: Path, content: bytes) -> None:
+    with replacing(path) as file:
+        file.write(content)
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -165,14 +170,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_bytes(content)
-    os.replace(new, path)
-
-
 def _comparison(runs: Sequence[Run], labels: Sequence[str]) -> Comparison:
-    cells = [dict(summary_rows(run.summary)) for run in runs]
+    cells = [{row.heading: row.value for row in summary_rows(run.summary)} for run in runs]
     headings = [heading for heading in COMPARED if any(heading in row for row in cells)]
     rows = [(label, *(row.get(name, "-") for name in headings)) for label, row in zip(labels, cells, strict=True)]
     return Comparison(("run", *headings), tuple(rows))

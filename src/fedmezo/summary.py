@@ -55,6 +55,15 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a run's final table."""
+
+    heading: str
+    value: str
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """A table of several runs, one row each; the first column says what differs between them."""
 
@@ -88,25 +97,22 @@ def series(metrics: Sequence[Metric], name: str, client: int | None = None) -> l
     return sorted({m.round: m.value for m in metrics if m.name == name and m.client == client}.items())
 
 
-def summary_rows(summary: Summary) -> list[tuple[str, str]]:
-    """Return what the final table shows, as pairs of a heading and a value."""
-    rows = [("rounds", f"{summary.rounds:,}")]
-    rows += [(PART_OF_LOSS[part.name], _change(part)) for part in summary.evaluations]
+def summary_rows(summary: Summary) -> list[Row]:
+    """Return what the final table of a run shows."""
+    rows = [Row("rounds", f"{summary.rounds:,}")]
+    rows += [_loss_row(part) for part in summary.evaluations]
     if summary.evaluations:
-        decider = summary.evaluations[0]
-        rows.append(("best round", f"{decider.best[0]:,} ({PART_OF_LOSS[decider.name]} {decider.best[1]:.4f})"))
-    for heading, count in (("bytes up", summary.bytes_up), ("bytes down", summary.bytes_down)):
-        if count is not None:
-            rows.append((heading, human_bytes(count)))
-    if summary.bytes_full_adapters is not None:
-        rows.append(("whole adapters would take", human_bytes(summary.bytes_full_adapters) + _times(summary)))
-    if summary.forward_passes is not None:
-        rows.append(("forward passes", f"{summary.forward_passes:,}"))
-    if summary.peak_memory is not None:
-        rows.append(("peak memory", human_bytes(summary.peak_memory)))
-    if summary.seconds is not None:
-        rows.append(("time", human_seconds(summary.seconds)))
-    return rows
+        best_round, loss = summary.evaluations[0].best
+        rows.append(Row("best round", f"{best_round:,}", f"{PART_OF_LOSS[summary.evaluations[0].name]} {loss:.4f}"))
+    measured = (
+        ("bytes up", summary.bytes_up, human_bytes, ""),
+        ("bytes down", summary.bytes_down, human_bytes, ""),
+        ("whole adapters would take", summary.bytes_full_adapters, human_bytes, _times(summary)),
+        ("forward passes", summary.forward_passes, "{:,}".format, ""),
+        ("peak memory", summary.peak_memory, human_bytes, ""),
+        ("time", summary.seconds, human_seconds, ""),
+    )
+    return rows + [Row(heading, text(value), remark) for heading, value, text, remark in measured if value is not None]
 
 
 def human_bytes(count: float) -> str:
@@ -130,9 +136,9 @@ def human_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _change(part: Evaluations) -> str:
-    text = f"{part.before:.4f} -> {part.after:.4f}"
-    return f"{text} ({(part.after / part.before - 1) * 100:+.1f} %)" if part.before > 0 else text
+def _loss_row(part: Evaluations) -> Row:
+    change = f"{(part.after / part.before - 1) * 100:+.1f} %" if part.before > 0 else ""
+    return Row(PART_OF_LOSS[part.name], f"{part.before:.4f} -> {part.after:.4f}", change)
 
 
 def _times(summary: Summary) -> str:
@@ -140,7 +146,7 @@ def _times(summary: Summary) -> str:
     if not sent or not summary.bytes_full_adapters:
         return ""
     ratio = summary.bytes_full_adapters / sent
-    return f" ({ratio:,.0f} times as much)" if ratio >= 9.5 else f" ({ratio:.1f} times as much)"
+    return f"{ratio:,.0f} times as much" if ratio >= 9.5 else f"{ratio:.1f} times as much"
 
 
 def _total(metrics: Sequence[Metric], name: str) -> int | None:

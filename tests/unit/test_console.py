@@ -192,17 +192,17 @@ def test_the_final_table() -> None:
         "Result",
         "",
         "  rounds                      20",
-        "  validation loss             2.5000 -> 2.1000 (-16.0 %)",
-        "  test loss                   2.6000 -> 2.2000 (-15.4 %)",
-        "  best round                  20 (validation loss 2.1000)",
+        "  validation loss             2.5000 -> 2.1000   -16.0 %",
+        "  test loss                   2.6000 -> 2.2000   -15.4 %",
+        "  best round                  20                 validation loss 2.1000",
         "  bytes up                    4.02 kB",
         "  bytes down                  8.02 kB",
-        "  whole adapters would take   30.0 MB (2,492 times as much)",
+        "  whole adapters would take   30.0 MB            2,492 times as much",
         "  forward passes              3,600",
         "  peak memory                 612 MB",
         "  time                        1 min 12 s",
-        "  results in                  runs/[a]",
         "",
+        "Results are in runs/[a]",
     ]
     assert ESCAPE not in printed(console)
 
@@ -213,9 +213,11 @@ def test_the_comparison_table() -> None:
     assert lines(console) == [
         "Comparison of runs",
         "",
-        "  run                rounds",
-        " ───────────────────────────",
-        "  protocol=scalars       20",
-        "  protocol=weights        3",
+        " run  rounds",
+        " ───────────",
+        "   1      20",
+        "   2       3",
         "",
+        "1: protocol=scalars",
+        "2: protocol=weights",
     ]

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from fedmezo.metrics import Metric, measured
-from fedmezo.summary import Summary, human_bytes, human_seconds, series, summarise, summary_rows
+from fedmezo.summary import Row, Summary, human_bytes, human_seconds, series, summarise, summary_rows
 
 
 def run_metrics() -> list[Metric]:
@@ -61,22 +61,22 @@ def test_a_repeated_round_counts_once_with_its_last_value() -> None:
 
 def test_the_final_table() -> None:
     assert summary_rows(summarise(run_metrics())) == [
-        ("rounds", "2"),
-        ("validation loss", "2.5000 -> 2.2500 (-10.0 %)"),
-        ("test loss", "2.6000 -> 2.0000 (-23.1 %)"),
-        ("best round", "1 (validation loss 2.0000)"),
-        ("bytes up", "120 B"),
-        ("bytes down", "200 B"),
-        ("whole adapters would take", "80.0 kB (250 times as much)"),
-        ("forward passes", "120"),
-        ("peak memory", "512 MB"),
-        ("time", "3.5 s"),
+        Row("rounds", "2"),
+        Row("validation loss", "2.5000 -> 2.2500", "-10.0 %"),
+        Row("test loss", "2.6000 -> 2.0000", "-23.1 %"),
+        Row("best round", "1", "validation loss 2.0000"),
+        Row("bytes up", "120 B"),
+        Row("bytes down", "200 B"),
+        Row("whole adapters would take", "80.0 kB", "250 times as much"),
+        Row("forward passes", "120"),
+        Row("peak memory", "512 MB"),
+        Row("time", "3.5 s"),
     ]
 
 
 def test_what_was_not_measured_has_no_row() -> None:
     assert summarise([]) == Summary(0, (), None, None, None, None, None, None)
-    assert summary_rows(summarise([])) == [("rounds", "0")]
+    assert summary_rows(summarise([])) == [Row("rounds", "0")]
 
 
 @pytest.mark.parametrize(
