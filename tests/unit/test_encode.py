@@ -272,3 +272,10 @@ def test_tokenizer_without_end_token() -> None:
     tokenizer = wrapped(words().backend_tokenizer)
     with pytest.raises(ModelError, match=r"has no end-of-sequence token; set eos_token in its tokenizer_config\.json"):
         encode_examples(EXAMPLES, tokenizer, LONG)
+
+
+def test_slow_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = words()
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    with pytest.raises(ModelError, match=r"is not a fast one; the model's folder needs a tokenizer\.json"):
+        encode_examples(EXAMPLES, tokenizer, LONG)

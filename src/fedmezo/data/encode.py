@@ -1,8 +1,9 @@
 """Examples as token ids: prompt, answer and end-of-sequence token, with the loss on the last two.
 
-Prompt and answer are tokenised together, as in the reference, and as the answer would be if it stood in running text. A
-token belongs to the answer when it ends behind the prompt's last character, so a token that straddles the boundary
-is an answer token. (The reference tokenises the prompt again and counts; the two agree whenever no token straddles.)
+Prompt and answer are tokenised together, as in the reference, so that no tokenizer slips a space in between. A token
+belongs to the answer when it ends behind the prompt's last character. The reference tokenises the prompt again and
+masks as many tokens. The two agree unless a token straddles the boundary, as ":(" may where an answer opens with a
+bracket: it counts as answer here, as prompt there.
 """
 
 from __future__ import annotations
