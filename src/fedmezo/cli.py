@@ -106,12 +106,13 @@ def _check(options: argparse.Namespace) -> int:
 
 def _summary(config: Config) -> str:
     federate, train = config.federate, config.train
+    unit = "steps" if train.batch_or_epoch == "batch" else "passes over their data"
+    work = f"{train.local_update_steps} {unit}, batch size {config.dataloader.batch_size}"
     rows = {
         "trainer": f"{config.trainer.type}, {federate.protocol} protocol",
         "model": f"{config.model.name}, {config.llm.adapter.method}",
         "data": f"{config.data.name}, {config.data.splitter} over {federate.client_num} clients",
-        "rounds": f"{federate.total_round_num} of {federate.cohort_size} clients, each "
-        f"{train.local_update_steps} {train.batch_or_epoch} steps of batch size {config.dataloader.batch_size}",
+        "rounds": f"{federate.total_round_num}, each of {federate.cohort_size} clients with {work}",
         "rate": f"{train.optimizer.lr:g}, {train.train_strategy}",
     }
     return "\n".join(f"{name + ':':<9}{value}" for name, value in rows.items())

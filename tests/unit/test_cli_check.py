@@ -49,7 +49,7 @@ def test_check_sums_up_and_says_ok(capsys: pytest.CaptureFixture[str]) -> None:
 trainer: mezotrainer, scalars protocol
 model:   openlm-research/open_llama_3b_v2, lora
 data:    alpaca, iid over 3 clients
-rounds:  100 of 3 clients, each 5 batch steps of batch size 1
+rounds:  100, each of 3 clients with 5 steps, batch size 1
 rate:    1e-05, frozen
 notice: eval.count_flops has no effect: floating-point operations are not counted
 ok

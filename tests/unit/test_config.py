@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedmezo.config import Config, as_overrides, load, load_config
@@ -186,7 +186,6 @@ train:
   scheduler:
     type: warmup_step
     warmup_ratio: 0.1
-    total_steps: 6000
 grad:
   grad_clip: 1.0
   grad_accum_count: 2
@@ -217,7 +216,8 @@ def test_a_file_written_for_the_reference_with_all_its_keys_loads_unmodified(tmp
     assert config.llm.adapter.method == "lora"
     assert config.llm.adapter.options == {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}
     assert (config.train.optimizer.lr, config.train.optimizer.options["eps"]) == (5e-4, 1e-8)
-    assert config.train.scheduler.options == {"total_steps": 6000}
+    assert config.train.optimizer.options["betas"] == [0.9, 0.95]
+    assert (config.train.scheduler.type, config.train.scheduler.warmup_ratio) == ("warmup_step", 0.1)
     assert config.data.alpha == 0.2
     assert [notice.split(" has no effect")[0] for notice in notices] == list(WITHOUT_EFFECT)
 
@@ -246,6 +246,13 @@ def test_keys_without_effect_are_reported_once_and_are_not_in_the_resolved_confi
 )  # fmt: skip
 def test_a_setting_that_the_run_does_not_use_is_reported(tmp_path: Path, override: str, notice: str) -> None:
     assert load_text(tmp_path, SMALL, override).notices == (notice,)
+
+
+def test_a_warm_up_without_a_warm_up_schedule_is_reported(tmp_path: Path) -> None:
+    overrides = ("trainer.type=llmtrainer", "train.scheduler={type: StepLR, step_size: 3, warmup_steps: 5}")
+    assert load_text(tmp_path, SMALL, *overrides).notices == (
+        "the warm-up of train.scheduler has no effect: its type is neither warmup_step nor warmup_noam",
+    )
 
 
 def test_settings_that_stand_in_each_others_way_are_reported(tmp_path: Path) -> None:
@@ -346,6 +353,17 @@ def test_pairs_of_the_reference_become_overrides() -> None:
     assert as_overrides(["a.b", "1", "lonely"]) == ["a.b=1", "lonely"]
 
 
+def test_anchors_and_merged_sections_are_read_as_yaml_says(tmp_path: Path) -> None:
+    text = "base: &b {eps: 1e-2, clip: 5}\n" + SMALL + "  zo: &z\n    <<: *b\n    clip: 1\n"
+    with pytest.raises(ConfigError, match=r"^\S*c\.yaml:1: base: unknown key[^\n]*$"):
+        load_text(tmp_path, text)
+    inner = SMALL.replace("    use: True", "    use: True\n    args: &a [{r: &r 4, lora_alpha: *r}]")
+    assert load_text(tmp_path, inner).config.llm.adapter.options == {"r": 4, "lora_alpha": 4}
+    merged = SMALL + "  zo: {<<: {eps: 1e-2, clip: 5}, clip: 1}\n"
+    zo = load_text(tmp_path, merged).config.train.zo
+    assert (zo.eps, zo.clip) == (1e-2, 1.0)
+
+
 def test_an_override_means_what_it_means_in_the_file(tmp_path: Path) -> None:
     text = SMALL.replace("lr: 1e-5", "lr: 3e-4").replace("client_num: 3", "client_num: 7")
     overridden = load_text(tmp_path, SMALL, "train.optimizer.lr=3e-4", "federate.client_num=7")
@@ -365,8 +383,15 @@ IN_FILE = [
     ("grad: [1, 2\n", "c.yaml:14: not valid YAML: expected ',' or ']', but got '<stream end>'"),
     ("grad: 3\n", "c.yaml:13: grad: got 3; needs keys below it: grad_clip, grad_accum_count"),
     ("seed: !!python/object:os.system x\n",
-     "c.yaml:13: not valid YAML: could not determine a constructor for the tag "
-     "'tag:yaml.org,2002:python/object:os.system'"),
+     "c.yaml:13: not valid YAML: the tag tag:yaml.org,2002:python/object:os.system"),
+    ("grad: !!set {a, b}\n", "c.yaml:13: not valid YAML: the tag tag:yaml.org,2002:set"),
+    ("seed: !!int one\n", "c.yaml:13: not valid YAML: 'one' is no int"),
+    ("seed: 0x_\n", "c.yaml:13: not valid YAML: '0x_' is no int"),
+    ("x: " + "[" * 600 + "\n", "c.yaml:1: lists or sections are nested too deeply"),
+    ("eval: {count_flops: 1}\neval: 3\n",
+     "2 problems in the configuration\n"
+     "c.yaml:14: eval: given twice, first in line 13; keep one\n"
+     "c.yaml:14: eval: got 3; needs keys below it: freq, metrics, split, best_res_update_round_wise_key, samples"),
     ("grad: &a {x: *a}\n", "c.yaml:13: not valid YAML: an alias that contains itself"),
     ("? [a, b]\n: 1\n", "c.yaml:13: not valid YAML: a key must be a plain word"),
 ]  # fmt: skip
@@ -625,6 +650,9 @@ PATHS = [".".join(path) for path, _ in fields()] + SECTIONS
 
 
 @given(st.dictionaries(st.sampled_from(PATHS), JUNK, max_size=6))
+@example({"federate": None})
+@example({"data.splitter_args": [{"r": 0}, 5]})
+@example({"llm.adapter.args": [None]})
 @settings(deadline=None, max_examples=300)
 def test_any_values_are_reported_in_our_words(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
     path = tmp_path_factory.mktemp("junk") / "c.yaml"

@@ -137,8 +137,8 @@ def unused(config: Config) -> Iterator[str]:
     """
     if config.trainer.type == "mezotrainer":
         yield from _unused_by_mezo(config)
-    elif config.train.zo != Zo():
-        yield "train.zo has no effect: llmtrainer does not perturb"
+    else:
+        yield from _unused_by_bp(config)
     if config.train.is_enable_half and config.model.dtype is not None:
         yield f"train.is_enable_half has no effect: model.dtype says {config.model.dtype}"
     if config.data.splitter_args and config.data.splitter != "lda":
@@ -157,3 +157,11 @@ def _unused_by_mezo(config: Config) -> Iterator[str]:
         yield "grad.grad_clip has no effect: mezotrainer has no gradient; train.zo.clip limits its scalars"
     if config.grad.grad_accum_count > 1:
         yield "grad.grad_accum_count has no effect: mezotrainer steps after each batch"
+
+
+def _unused_by_bp(config: Config) -> Iterator[str]:
+    if config.train.zo != Zo():
+        yield "train.zo has no effect: llmtrainer does not perturb"
+    scheduler = config.train.scheduler
+    if (scheduler.warmup_steps or scheduler.warmup_ratio) and not scheduler.type.startswith("warmup_"):
+        yield "the warm-up of train.scheduler has no effect: its type is neither warmup_step nor warmup_noam"

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from fedmezo.config.checks import conflicts, unused
 from fedmezo.config.describe import allowed, choices, field_at, fields, nearest, nearest_key, siblings
 from fedmezo.config.document import Document, Keys, Problem, dotted, read, shorten
+from fedmezo.config.overrides import apply
 from fedmezo.config.reference import WITHOUT_EFFECT, is_unsupported
 from fedmezo.config.schema import Config
 from fedmezo.errors import ConfigError
@@ -46,7 +47,8 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Load
     Raises:
         ConfigError: with every problem of the file and the overrides, a line each, in their order.
     """
-    document = read(QUICKSTART if path is None else path, overrides)
+    document = read(QUICKSTART if path is None else path)
+    apply(document, overrides)
     if not document.is_readable:
         raise _error(document.problems)
     notices = [f"{key} has no effect: {why}" for key, why in _strip(document)]
@@ -94,9 +96,9 @@ def _unknown(keys: Keys) -> str:
     if is_unsupported(keys):
         return f"FederatedScope's {dotted(keys)} is not supported here; remove it"
     meant = nearest_key(keys)
-    return (
-        f"unknown key; nearest known key: {meant}" if meant else f"unknown key; known are {', '.join(siblings(keys))}"
-    )
+    if meant:
+        return f"unknown key; nearest known key: {meant}"
+    return f"unknown key; known are {', '.join(siblings(keys))}"
 
 
 def _hint(field: FieldInfo, given: Any) -> str:
@@ -118,7 +120,7 @@ def _without(data: dict[str, Any], faulty: list[Keys]) -> dict[str, Any]:
     for keys in sorted(faulty, reverse=True):  # what is below a key goes before it
         parent = repaired
         for key in keys[:-1]:
-            parent = parent[int(key)] if isinstance(parent, list) else parent.get(key, {})
+            parent = parent[int(key)] if isinstance(parent, list) else parent.get(key) or {}
         parent.pop(keys[-1], None)
     for keys, field in fields():
         if field.is_required() and field.examples:

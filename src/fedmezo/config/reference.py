@@ -19,8 +19,6 @@ WITHOUT_EFFECT = {
     "llm.retry_on_nan_loss": "a step whose loss is not finite is skipped and counted",
     "llm.chat.max_history_len": "answers are generated from one instruction, without a history",
     "eval.count_flops": "floating-point operations are not counted",
-    "wandb.online_track": "metrics are sent as they are written",
-    "wandb.client_train_info": "every client's training loss is among the metrics",
 }
 """Known keys that mean nothing here, each with the reason that is reported."""
 

@@ -1,8 +1,8 @@
 """The configuration as frozen data: every key, its default, what it may hold, and one sentence on what it does.
 
 The keys and defaults are those of FederatedScope's FedMeZO branch; `train.zo`, `train.lr_width`, `federate.protocol`,
-`federate.min_clients` and `model.dtype` are ours. To add a key, add a field with its sentence below it: reading,
-errors and docs/config.md follow. What concerns two keys together belongs in `checks.py`.
+`federate.min_clients`, `eval.samples` and `model.dtype` are ours. To add a key, add a field with its sentence below it:
+reading, errors and docs/config.md follow. What concerns two keys together belongs in `checks.py`.
 """
 
 from __future__ import annotations
@@ -337,6 +337,8 @@ class Eval(Section):
     """On which examples."""
     best_res_update_round_wise_key: Literal["val_loss", "test_loss"] = "val_loss"
     """The metric that says which round was best, and when to stop early."""
+    samples: int = Field(0, ge=0)
+    """After training, show the model's answers to so many instructions it has not seen, before and after training."""
 
     @property
     def active(self) -> bool:
@@ -353,6 +355,10 @@ class Wandb(Section):
     """Your entity there."""
     name_project: str = ""
     """The project there."""
+    online_track: bool = True
+    """Send each round when it ends; otherwise everything when the run ends."""
+    client_train_info: bool = False
+    """Send each client's training metrics too, not only those over all clients."""
 
 
 class Config(Section):
