@@ -1,0 +1,1 @@
+"""Language models with adapters: loading a base, attaching PEFT, and the loss as a function of one flat vector."""

@@ -1,0 +1,102 @@
+"""A causal language model with an adapter, as a function of the flat vector theta."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fedmezo.models.adapters import attach_adapter, write_adapter
+from fedmezo.models.flat import FlatParameters
+from fedmezo.models.label_loss import choose_path
+from fedmezo.records import Batch, Segment
+
+
+class CausalLM:
+    """Implements `records.Differentiable` for a base model with a PEFT adapter.
+
+    Args:
+        base: a frozen causal language model; the adapter is built into it.
+        adapter_args: the mapping in `llm.adapter.args`.
+        seed: run seed, which the adapter's initial values follow from.
+
+    Raises:
+        ModelError: the adapter cannot be built as asked.
+    """
+
+    def __init__(self, base: PreTrainedModel, adapter_args: Mapping[str, object], seed: int) -> None:
+        self._model = attach_adapter(base, adapter_args, seed)
+        self._flat = FlatParameters(self._model)
+        self._set_training(False)
+        self._token_losses, notices = choose_path(self._model, base)
+        self.notices: tuple[str, ...] = tuple(notices)
+        """What the user should be told about this model."""
+
+    @property
+    def peft(self) -> PeftModel:
+        """The model with its adapter, at the live tensors: to generate text with."""
+        return self._model
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The trainable tensors in canonical order."""
+        return self._flat.segments
+
+    @property
+    def device(self) -> torch.device:
+        """Where theta and the batches are expected."""
+        return self._flat.device
+
+    def losses(self, thetas: Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
+        """Mean loss over the label tokens of batch j at theta j; the live tensors are left at the last theta."""
+        self._set_training(False)
+        with torch.inference_mode():
+            means = [self._mean_loss(theta, batch) for theta, batch in zip(thetas, batches, strict=True)]
+            return torch.stack(means).tolist() if means else []  # read together: one wait for the device
+
+    def example_losses(self, theta: Tensor, batch: Batch) -> list[float]:
+        """Mean loss over the label tokens of each row of a batch; the live tensors are left at theta."""
+        self._set_training(False)
+        self.load(theta)
+        with torch.inference_mode():
+            return self._token_losses(batch).row_means().tolist()
+
+    def parameters(self) -> list[Tensor]:
+        """The live trainable tensors in the order of `segments`."""
+        return list(self._flat.parameters)
+
+    def load(self, theta: Tensor) -> None:
+        """Copy theta (d,) into the live trainable tensors."""
+        self._flat.load(theta)
+
+    def flat(self) -> Tensor:
+        """Copy the live trainable tensors into a new theta (d,)."""
+        return self._flat.flat()
+
+    def training_loss(self, batch: Batch) -> Tensor:
+        """Mean loss over the label tokens at the live tensors, a scalar with its graph.
+
+        Dropout is on in the whole model, as in the reference code: it draws from torch's generator, so that the caller
+        forks and seeds that.
+        """
+        self._set_training(True)
+        return self._token_losses(batch).mean()
+
+    def save_adapter(self, theta: Tensor, directory: Path) -> None:
+        """Write theta as an adapter that `PeftModel.from_pretrained` loads; the live tensors keep their values."""
+        live = self.flat()
+        self.load(theta)
+        write_adapter(self._model, directory)
+        self.load(live)
+
+    def _mean_loss(self, theta: Tensor, batch: Batch) -> Tensor:
+        self.load(theta)
+        return self._token_losses(batch).mean()
+
+    def _set_training(self, training: bool) -> None:
+        if self._model.training is not training:  # walks over every module
+            self._model.train(training)

@@ -1,0 +1,73 @@
+"""The trainable tensors of a model as one flat float32 vector theta, in canonical order."""
+
+from __future__ import annotations
+
+import re
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from fedmezo.errors import ModelError
+from fedmezo.records import Segment
+
+ADAPTER_NAME = "default"
+
+_ADAPTER_PART = re.compile(rf"\.{ADAPTER_NAME}(?=\.|$)")
+
+
+class FlatParameters:
+    """The trainable tensors of a model, moved into one buffer of which each becomes a view.
+
+    Reading or writing all of them is then one copy. Make one per model: a second would move them again.
+
+    Raises:
+        ModelError: the model has no trainable tensor, or one that is not float32.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        named = trainable_parameters(model)
+        _require_float32(named)
+        self.parameters = [parameter for _, parameter in named]
+        self.segments = _segments(named)
+        self._live = torch.cat([parameter.detach().flatten() for parameter in self.parameters])
+        for parameter, segment in zip(self.parameters, self.segments, strict=True):
+            parameter.data = self._live[segment.start : segment.stop].view(segment.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self._live.device
+
+    def load(self, theta: Tensor) -> None:
+        """Copy theta (d,) into the live tensors."""
+        with torch.no_grad():
+            self._live.copy_(theta)
+
+    def flat(self) -> Tensor:
+        """Copy the live tensors into a new theta (d,)."""
+        return self._live.clone()
+
+
+def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The trainable tensors sorted by name, without the adapter's own name: PEFT's order of saved keys."""
+    named = {_ADAPTER_PART.sub("", name): p for name, p in model.named_parameters() if p.requires_grad}
+    return sorted(named.items())
+
+
+def _segments(named: list[tuple[str, nn.Parameter]]) -> tuple[Segment, ...]:
+    starts = accumulate((parameter.numel() for _, parameter in named), initial=0)
+    return tuple(
+        Segment(name, tuple(parameter.shape), start) for (name, parameter), start in zip(named, starts, strict=False)
+    )
+
+
+def _require_float32(named: list[tuple[str, nn.Parameter]]) -> None:
+    if not named:
+        raise ModelError("the adapter leaves nothing to train: check llm.adapter.args")
+    for name, parameter in named:
+        if parameter.dtype != torch.float32:
+            raise ModelError(
+                f"llm.adapter.args makes {name} trainable in {parameter.dtype}, but what is trained must be float32: "
+                "leave out the key that asks for it (bias, modules_to_save), or set model.dtype to float32"
+            )

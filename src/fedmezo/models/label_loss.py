@@ -1,0 +1,176 @@
+"""Cross-entropy of the label tokens, without the logits of any other position.
+
+A prompt is often most of a sequence and the output head a large part of a model, so only the hidden states that predict
+a label go through the head. They are caught on their way into it, whatever else the model or PEFT does around it. Heads
+that do more than multiply (scaling, soft-capping) are known by their config keys; whether the result is that of the
+model's own path is checked once, and a model that does not agree keeps its own path.
+
+Shapes: b rows, t tokens, v virtual tokens that PEFT puts before them, h hidden size, n label tokens of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fedmezo.errors import ModelError
+from fedmezo.models.vocabulary import embedding_and_head, num_rows
+from fedmezo.records import IGNORE_LABEL, Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+LOGIT_BYTES = 64 << 20
+"""Size of the float32 logits that are made at a time."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelLosses:
+    """The loss of each label token of a batch."""
+
+    losses: Tensor  # (n,) float32, row by row
+    counted: Tensor  # (b, v + t - 1) bool: which positions predict a label
+
+    def mean(self) -> Tensor:
+        """Mean over the label tokens, a scalar; not a number when there are none."""
+        return self.losses.sum() / self.losses.numel()
+
+    def row_means(self) -> Tensor:
+        """Mean over each row's own label tokens, (b,)."""
+        dense = torch.zeros(self.counted.shape, dtype=self.losses.dtype, device=self.losses.device)
+        return dense.masked_scatter(self.counted, self.losses).sum(1) / self.counted.sum(1)
+
+
+class LossPath(Protocol):
+    """A way from a batch to the loss of each of its label tokens."""
+
+    def __call__(self, batch: Batch) -> LabelLosses:
+        """The loss of each label token at the model's live tensors; keeps a graph where gradients are on."""
+        ...
+
+
+class PlainPath:
+    """The model's own forward pass: the logits of every position."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __call__(self, batch: Batch) -> LabelLosses:
+        """See `LossPath`."""
+        logits = self._model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        targets, counted = shifted_targets(batch.labels, logits.shape[1])
+        losses = F.cross_entropy(logits[:, :-1][counted].float(), targets[counted], reduction="none")
+        return LabelLosses(losses, counted)
+
+
+class LabelOnlyPath:
+    """The output head on the positions that predict a label alone, in chunks."""
+
+    def __init__(self, model: nn.Module, head: nn.Module, finish: Callable[[Tensor], Tensor], vocabulary: int) -> None:
+        self._model = model
+        self._head = head
+        self._finish = finish
+        self._positions_at_once = max(1, LOGIT_BYTES // (4 * vocabulary))
+
+    def __call__(self, batch: Batch) -> LabelLosses:
+        """See `LossPath`."""
+        hidden = self.hidden_states(batch)
+        targets, counted = shifted_targets(batch.labels, hidden.shape[1])
+        losses = self._losses(hidden[:, :-1][counted], targets[counted])
+        return LabelLosses(losses, counted)
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """What the model would give to its output head, (b, v + t, h)."""
+        caught: list[Tensor] = []
+
+        def catch(_head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            caught.append(inputs[0])
+            return (inputs[0][:, :0],)
+
+        with self._head.register_forward_pre_hook(catch):
+            self._model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        if len(caught) != 1:
+            raise ModelError(f"the output head ran {len(caught)} times in one forward pass")
+        return caught[0]
+
+    def _losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each row of (n, h), chunk by chunk; with gradients, the logits are made again on the way back."""
+        size = self._positions_at_once
+        chunks = list(zip(torch.split(hidden, size), torch.split(targets, size), strict=True))
+        if len(chunks) > 1 and torch.is_grad_enabled():
+            return torch.cat([checkpoint(self._chunk_losses, *chunk, use_reentrant=False) for chunk in chunks])
+        return torch.cat([self._chunk_losses(*chunk) for chunk in chunks])
+
+    def _chunk_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self._finish(self._head(hidden)).float(), targets, reduction="none")
+
+
+def shifted_targets(labels: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """What each position but the last predicts, and whether it counts: two (b, length - 1) tensors.
+
+    `length` is v + t: the virtual tokens stand first and carry no label, but the last of them predicts the first token.
+    """
+    targets = F.pad(labels, (length - labels.shape[1], 0), value=IGNORE_LABEL)[:, 1:]
+    return targets, targets != IGNORE_LABEL
+
+
+def choose_path(model: nn.Module, base: PreTrainedModel) -> tuple[LossPath, list[str]]:
+    """The label-only path where it gives the losses of the model's own, else the plain one with a notice for the user.
+
+    Args:
+        model: what is called with a batch: the base with its adapter.
+        base: the causal language model inside.
+    """
+    plain = PlainPath(model)
+    _, head = embedding_and_head(base)
+    if head is not None:
+        vocabulary = num_rows(base)
+        label_only = LabelOnlyPath(model, head, _after_head(base.config), vocabulary)
+        if _agree(plain, label_only, _probe(vocabulary, base.device), base.dtype):
+            return label_only, []
+    return plain, [
+        f"{type(base).__name__} does more with its output head than the label-only loss knows: the logits of all "
+        "positions are computed, which takes more time and memory"
+    ]
+
+
+def _after_head(config: PreTrainedConfig) -> Callable[[Tensor], Tensor]:
+    """What the model does to the logits after the head: Cohere and Granite scale them, Gemma 2 caps them softly."""
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def finish(logits: Tensor) -> Tensor:
+        if scale != 1.0:
+            logits = logits * scale
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    return finish
+
+
+def _probe(vocabulary: int, device: torch.device) -> Batch:
+    """Two rows of eight tokens from all over the vocabulary; the second half is label, the second row is padded."""
+    ids = (torch.arange(16, device=device) * 7919 % vocabulary).view(2, 8)
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    labels = ids.masked_fill(mask == 0, IGNORE_LABEL)
+    labels[:, :4] = IGNORE_LABEL
+    return Batch(input_ids=ids, attention_mask=mask, labels=labels)
+
+
+def _agree(plain: LossPath, label_only: LossPath, batch: Batch, dtype: torch.dtype) -> bool:
+    """Whether two paths give the same losses up to the rounding of the logits, which are in the base's precision."""
+    with torch.inference_mode():
+        expected = plain(batch).losses
+        try:
+            losses = label_only(batch).losses
+        except (ModelError, RuntimeError, IndexError):
+            return False
+    size = float(expected.abs().max())
+    tolerance = max(1e-5, 4 * torch.finfo(dtype).eps) * max(1.0, size)
+    return losses.shape == expected.shape and bool((losses - expected).abs().max() <= tolerance)

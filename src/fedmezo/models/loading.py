@@ -1,0 +1,146 @@
+"""Base models and their tokenizers, from the Hugging Face hub, its cache, a local directory or this package."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from fedmezo.errors import ModelError
+from fedmezo.models.vocabulary import complete_vocabulary
+
+BUNDLED = "bundled"
+PACKAGE_SUFFIX = "huggingface_llm"
+
+_PROBE_SECONDS = 10
+_LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+
+
+def load_base(
+    name: str, cache_dir: str | None, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A frozen base model in evaluation mode, and its tokenizer, with every special token that training needs.
+
+    Args:
+        name: a hub name, a local directory or `bundled`, each with or without `@huggingface_llm`.
+        cache_dir: where the hub keeps what it downloads; None or empty for its usual place.
+        dtype: precision of the weights.
+        device: where the model goes.
+
+    Raises:
+        ModelError: the model cannot be fetched, is damaged, or is no causal language model.
+    """
+    source = locate(name)
+    with _explained(source), _without_progress_bar(), torch.random.fork_rng(devices=[]):
+        tokenizer, model, report = _read(source, cache_dir or None, dtype)
+    if report["missing_keys"]:
+        raise ModelError(f"model {source!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}")
+    complete_vocabulary(model, tokenizer)
+    model.config.use_cache = False
+    return model.requires_grad_(False).eval().to(device), tokenizer
+
+
+def locate(name: str) -> str:
+    """The directory or the hub name that a model's name stands for.
+
+    Raises:
+        ModelError: the name has an unknown `@` suffix, or is a path without a directory.
+    """
+    stem, at, suffix = name.rpartition("@")
+    if at and suffix == PACKAGE_SUFFIX:
+        name = stem
+    elif at and not Path(name).expanduser().is_dir():
+        raise ModelError(f"model.type is {name!r}: after '@' only {PACKAGE_SUFFIX!r} is supported, or leave '@...' out")
+    if name == BUNDLED:
+        return str(resources.files("fedmezo") / "bundled" / "base")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"model.type is {name!r}, but there is no such directory: give a directory that holds config.json, the "
+            "weights (*.safetensors) and the tokenizer, or the name of a model on the Hugging Face hub"
+        )
+    return name
+
+
+def _read(source: str, cache: str | None, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]:
+    """Tokenizer, model and loading report, from the disk if all of it is there, else from the hub."""
+    try:
+        return _read_from(source, cache, dtype, local_only=True)
+    except OSError:
+        if Path(source).is_dir():
+            raise
+    _require_hub(source, cache)
+    return _read_from(source, cache, dtype, local_only=False)
+
+
+def _read_from(
+    source: str, cache: str | None, dtype: torch.dtype, *, local_only: bool
+) -> tuple[Any, Any, dict[str, Any]]:
+    tokenizer = AutoTokenizer.from_pretrained(
+        source, cache_dir=cache, local_files_only=local_only, padding_side="right", use_fast=True
+    )
+    auto_model: Any = AutoModelForCausalLM  # what it returns with `output_loading_info` is not in its annotations
+    model, report = auto_model.from_pretrained(
+        source, cache_dir=cache, local_files_only=local_only, dtype=dtype, output_loading_info=True
+    )
+    return tokenizer, model, report
+
+
+def _require_hub(source: str, cache: str | None) -> None:
+    """Fail at once when the hub does not answer: its own client retries for most of a minute first."""
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _hub_failure()
+    if reason is None:
+        return
+    raise ModelError(
+        f"model {source!r} is not on this machine, and the Hugging Face hub ({constants.ENDPOINT}) cannot be reached "
+        f"({reason}). On a machine with a network run `hf download {source} --local-dir DIR`, bring DIR here, and set "
+        f"model.type to its path; or copy the hub's cache folder to {cache or constants.HF_HUB_CACHE} "
+        "(llm.cache.model). model.type `bundled` needs no download"
+    )
+
+
+def _hub_failure() -> str | None:
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=_PROBE_SECONDS).close()
+    except urllib.error.HTTPError:
+        return None  # it answered: whether the model may be read is for the hub's client to find out
+    except OSError as error:
+        return str(error)
+    return None
+
+
+@contextmanager
+def _explained(source: str) -> Iterator[None]:
+    try:
+        yield
+    except ModelError:
+        raise
+    except _LOADING_ERRORS as error:
+        reason = str(error).strip() or type(error).__name__
+        raise ModelError(
+            f"model {source!r} cannot be loaded as a causal language model with its tokenizer: {reason}"
+        ) from error
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    bars: Any = logging  # has no annotations
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
