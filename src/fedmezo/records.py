@@ -104,6 +104,11 @@ class ClientData(Protocol):
         """How many training examples the client holds."""
         ...
 
+    @property
+    def num_batches(self) -> int:
+        """How many batches a round has for the client."""
+        ...
+
     def batches(self, round_index: int) -> Sequence[Batch]:
         """The client's local steps of a round, in order: a pure function of (run seed, client, round)."""
         ...

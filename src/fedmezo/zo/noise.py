@@ -212,5 +212,5 @@ def _quantiles(device: torch.device) -> Tensor:
 @cache
 def _octet_signs(device: torch.device) -> Tensor:
     """Row i holds the signs of the eight bits of i, low bit first; (256, 8)."""
-    bits: Tensor = torch.arange(256).unsqueeze(-1).bitwise_right_shift(torch.arange(8)) & 1
-    return (1 - 2 * bits).to(torch.bfloat16).to(device)
+    bits = torch.arange(256).unsqueeze(-1).bitwise_right_shift(torch.arange(8)).bitwise_and(1)
+    return bits.mul(-2).add(1).to(torch.bfloat16).to(device)

@@ -1,0 +1,96 @@
+"""The examples of one client, and the order in which a round visits them: a pure function of (seed, client, round)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedmezo.data.encode import EncodedDataset
+from fedmezo.records import Batch
+from fedmezo.zo.noise import SERVER, Purpose, Stream, permutation, words
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How much a client does in a round.
+
+    Args:
+        batch_size: examples in a batch; the last batch of a pass over the data may be smaller.
+        batches: batches in a round; None for whole passes.
+        passes: passes over the client's data, where `batches` is None.
+    """
+
+    batch_size: int
+    batches: int | None = None
+    passes: int = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shard:
+    """One client's training examples; implements `records.ClientData`.
+
+    Args:
+        dataset: all encoded examples.
+        indices: which of them the client holds.
+        seed: run seed.
+        client: the client.
+        schedule: how much it does in a round.
+        device: where batches are made.
+    """
+
+    dataset: EncodedDataset
+    indices: Indices
+    seed: int
+    client: int
+    schedule: Schedule
+    device: torch.device
+
+    @property
+    def num_examples(self) -> int:
+        """How many training examples the client holds."""
+        return len(self.indices)
+
+    @property
+    def num_batches(self) -> int:
+        """How many batches the client visits in a round."""
+        return self.schedule.batches or self._batches_per_pass * self.schedule.passes
+
+    @property
+    def _batches_per_pass(self) -> int:
+        return -(-len(self.indices) // self.schedule.batch_size)
+
+    def batches(self, round_index: int) -> list[Batch]:
+        """The batches of a round in the order they are visited."""
+        drawn = self._drawn(round_index)
+        lengths = [int(self.dataset.lengths[batch].max()) for batch in drawn]
+        order = visiting_order(self.seed, round_index, lengths)
+        return [self.dataset.batch(drawn[i], self.device) for i in order]
+
+    def _drawn(self, round_index: int) -> list[Indices]:
+        """Batches of example indices, pass after pass in a new order each, without repetition inside a pass."""
+        batches: list[Indices] = []
+        while len(batches) < self.num_batches:
+            step = len(batches) // self._batches_per_pass
+            stream = Stream(self.seed, Purpose.DATA_ORDER, round_index, self.client, step)
+            shuffled = self.indices[permutation(stream, len(self.indices)).numpy()]
+            starts = range(0, len(shuffled), self.schedule.batch_size)
+            batches += [shuffled[start : start + self.schedule.batch_size] for start in starts]
+        return batches[: self.num_batches]
+
+
+def visiting_order(seed: int, round_index: int, lengths: Sequence[int]) -> list[int]:
+    """The order in which a client visits its batches of a round.
+
+    Batches are ranked by length, and the ranks are visited in one random order common to all clients, so that batches
+    of different clients which meet in one forward have similar lengths. A client with fewer batches skips the ranks it
+    does not have.
+    """
+    by_length = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    draws = words(Stream(seed, Purpose.DATA_ORDER, round_index, SERVER), 0, len(lengths))
+    return [by_length[rank] for rank in torch.sort(draws, stable=True).indices.tolist()]

@@ -1,0 +1,48 @@
+"""All clients in this process, one group after the other. Messages are measured, not made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedmezo.federation.clients import ClientWork
+from fedmezo.federation.downlink import Downlink
+from fedmezo.federation.messages import report_size, task_size
+from fedmezo.federation.round import ServerState
+from fedmezo.records import ClientData, ClientTask, Report, RoundPlan
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """What came back from a round, and what it would have put on the wire, per client."""
+
+    reports: tuple[Report, ...]
+    bytes_down: Mapping[int, int]
+    bytes_up: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation:
+    """Runs the clients of a round in groups, so that memory does not grow with their number.
+
+    Args:
+        work: the clients' local steps.
+        data: every client's training examples.
+        downlink: what each client knows.
+        group_size: clients that are in memory, and may share a forward, at once.
+    """
+
+    work: ClientWork
+    data: Mapping[int, ClientData]
+    downlink: Downlink
+    group_size: int = 1
+
+    def run_round(self, plan: RoundPlan, state: ServerState) -> RoundResult:
+        """Send the plan to the cohort and collect its reports."""
+        tasks = [ClientTask(plan.round, *pair) for pair in zip(plan.cohort, plan.rates, strict=True)]
+        down = {task.client: task_size(self.downlink.way(task.client, state)) for task in tasks}
+        reports: list[Report] = []
+        for first in range(0, len(tasks), self.group_size):
+            reports += self.work.run(tasks[first : first + self.group_size], state.theta, state.hash, self.data)
+        up = {report.client: report_size(report) for report in reports}
+        return RoundResult(tuple(reports), down, up)

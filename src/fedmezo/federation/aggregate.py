@@ -1,0 +1,162 @@
+"""From reports to the next theta: which reports count, with what weight, and how far apart the clients went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedmezo.records import Contribution, Refusal, Report, RoundPlan, RoundRecord, Segment
+from fedmezo.zo.arithmetic import round_coefficient, round_scalar
+from fedmezo.zo.estimate import Estimator
+from fedmezo.zo.replay import apply_, local_moves, update_from_zero
+
+SCALARS = "scalars"
+WEIGHTS = "weights"
+
+LARGEST_LOSS_CHANGE = 100.0
+"""In nats per token. No perturbation changes a usable loss by more: a larger scalar is absurd and refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRules:
+    """What a report must look like.
+
+    Args:
+        protocol: `scalars` or `weights`.
+        estimator: the clients' estimator; None for first-order clients.
+        steps: local steps of every client; None where each client passes over its own data (epochs).
+        num_parameters: d.
+    """
+
+    protocol: str
+    estimator: Estimator | None
+    steps: int | None
+    num_parameters: int
+
+
+def sort_reports(
+    plan: RoundPlan, state_hash: str, reports: Sequence[Report], rules: ReportRules
+) -> tuple[list[Report], list[Refusal]]:
+    """The usable reports in the cohort's order, and the refused ones with the reason."""
+    accepted: dict[int, Report] = {}
+    refusals = []
+    for report in reports:
+        reason = _fault(report, plan, state_hash, rules)
+        if reason is None and report.client in accepted:
+            reason = "a second report of the same client"
+        if reason is None:
+            accepted[report.client] = report
+        else:
+            refusals.append(Refusal(report.client, reason))
+    return [accepted[client] for client in plan.cohort if client in accepted], refusals
+
+
+def _fault(report: Report, plan: RoundPlan, state_hash: str, rules: ReportRules) -> str | None:
+    """What is wrong with a report; None if nothing is."""
+    if report.round != plan.round:
+        return f"it is of round {report.round}, not {plan.round}"
+    if report.client not in plan.cohort:
+        return "the client is not in this round's cohort"
+    if report.state_hash != state_hash:
+        return f"it started from the state {report.state_hash[:12]}, not {state_hash[:12]}"
+    if report.num_examples < 1 or report.skipped_steps < 0:
+        return f"{report.num_examples} examples and {report.skipped_steps} skipped steps cannot be"
+    if not math.isfinite(report.train_loss):
+        return "no local step had a finite loss"
+    if rules.protocol == SCALARS:
+        return _scalars_fault(report.scalars, rules)
+    return _update_fault(report.update, rules)
+
+
+def _scalars_fault(scalars: tuple[float, ...] | None, rules: ReportRules) -> str | None:
+    if scalars is None or rules.estimator is None:
+        return "it carries no scalars"
+    queries = rules.estimator.queries
+    if rules.steps is not None and len(scalars) != rules.steps * queries:
+        return f"it carries {len(scalars)} scalars, not {rules.steps * queries}"
+    if not scalars or len(scalars) % queries:
+        return f"it carries {len(scalars)} scalars, not a multiple of the {queries} queries of a step"
+    limit = round_scalar(rules.estimator.clip or LARGEST_LOSS_CHANGE / (2 * rules.estimator.eps))
+    for index, g in enumerate(scalars):
+        if not math.isfinite(g):
+            return f"scalar {index} is {g}"
+        if abs(g) > limit:
+            return f"scalar {index} is {g:g}, larger than {limit:g} in size"
+        if round_scalar(g) != g:
+            return f"scalar {index} is not a bfloat16 number"
+    return None
+
+
+def _update_fault(update: Tensor | None, rules: ReportRules) -> str | None:
+    if update is None or update.shape != (rules.num_parameters,) or update.dtype != torch.float32:
+        return f"it carries no update of {rules.num_parameters} float32 values"
+    if not bool(torch.isfinite(update).all()):
+        return "its update has values that are not finite"
+    return None
+
+
+def average_weights(reports: Sequence[Report], *, equal: bool = False) -> list[float]:
+    """w_i = n_i / sum n, or 1 / N if they are to be equal; of 16 significant bits."""
+    counts = [1 if equal else report.num_examples for report in reports]
+    return [round_coefficient(count / sum(counts)) for count in counts]
+
+
+def apply_scalars_(theta: Tensor, record: RoundRecord, seed: int, estimator: Estimator) -> Tensor:
+    """theta -= sum over i, k of c(w_i rate_i, g_ik) z_ik, in the order client, step, query; in place.
+
+    The server does this to close a round, and whoever replays, resumes or catches up does the same.
+    """
+    moves = [
+        move
+        for part in record.contributions
+        for move in local_moves(
+            seed, record.round, part.client, part.weight * part.rate, part.scalars or (), estimator.queries
+        )
+    ]
+    return apply_(theta, moves, estimator.noise)
+
+
+def apply_updates_(theta: Tensor, contributions: Sequence[Contribution], updates: Sequence[Tensor]) -> Tensor:
+    """theta += sum over i of w_i update_i, in the order of the cohort; in place."""
+    for part, update in zip(contributions, updates, strict=True):
+        theta.add_(update.to(theta.device), alpha=part.weight)
+    return theta
+
+
+def drifts_of_updates(updates: Sequence[Tensor], segments: Sequence[Segment]) -> list[float]:
+    """D_i = sum over tensors of the L2 norm of (Delta_i - mean Delta), the paper's model-diff."""
+    totals = [0.0] * len(updates)
+    for segment in segments:
+        _add_distances(totals, [update[segment.start : segment.stop] for update in updates])
+    return totals
+
+
+def drifts_of_scalars(
+    contributions: Sequence[Contribution],
+    round_index: int,
+    seed: int,
+    estimator: Estimator,
+    segments: Sequence[Segment],
+    device: torch.device,
+) -> list[float]:
+    """`drifts_of_updates` where the updates are regenerated, one tensor of the model at a time."""
+    moves = [
+        local_moves(seed, round_index, part.client, part.rate, part.scalars or (), estimator.queries)
+        for part in contributions
+    ]
+    totals = [0.0] * len(contributions)
+    for segment in segments:
+        updates = [update_from_zero(m, estimator.noise, segment.start, segment.stop, device) for m in moves]
+        _add_distances(totals, updates)
+    return totals
+
+
+def _add_distances(totals: list[float], updates: Sequence[Tensor]) -> None:
+    stacked = torch.stack(list(updates))  # (clients, elements of one tensor)
+    distances = torch.linalg.vector_norm(stacked - stacked.mean(dim=0), dim=1, dtype=torch.float64)
+    for i, distance in enumerate(distances.tolist()):
+        totals[i] += distance

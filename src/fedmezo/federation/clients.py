@@ -1,0 +1,225 @@
+"""Client work: the local steps of a round. One protocol, two implementations, run by whichever engine.
+
+Work is done for a group of clients at once, because zeroth-order steps of several clients can share one forward over
+the frozen base (lanes). A group of one is the sequential form, and a client's result does not depend on its group
+beyond the last bits of a loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedmezo.federation.aggregate import WEIGHTS
+from fedmezo.federation.optimizers import OptimizerFactory
+from fedmezo.records import Batch, ClientData, ClientTask, Differentiable, Report, Trainable
+from fedmezo.zo.arithmetic import round_coefficient
+from fedmezo.zo.estimate import Estimator, perturb, projected_gradient
+from fedmezo.zo.noise import Purpose, Stream, directions, words
+from fedmezo.zo.replay import direction_stream
+
+
+class ClientWork(Protocol):
+    """What clients do between receiving theta and reporting."""
+
+    def run(
+        self, tasks: Sequence[ClientTask], theta: Tensor, state_hash: str, data: Mapping[int, ClientData]
+    ) -> list[Report]:
+        """Run the local steps of a group of clients, all starting from theta (d,), which is left as it is.
+
+        Args:
+            tasks: one per client.
+            theta: (d,) float32, the state before the round.
+            state_hash: of theta.
+            data: the examples of each client named in `tasks`.
+        """
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _LocalRun:
+    """One zeroth-order client in the middle of its round."""
+
+    task: ClientTask
+    theta: Tensor  # (d,), this client's own
+    batches: Sequence[Batch]
+    scalars: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # of each step that was not skipped
+    skipped_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ZerothOrderClients:
+    """Clients that take MeZO steps: two forward passes per direction, no gradient.
+
+    Args:
+        model: what is tuned.
+        estimator: eps, queries, noise and clip.
+        seed: run seed.
+        protocol: `scalars` or `weights`, that is, what is reported.
+        lanes: probes evaluated in one call of the model; 1 keeps a single perturbed copy of theta in memory.
+        weight_decay: as in the paper's code, theta shrinks by rate x weight_decay x theta in each step; `weights` only.
+    """
+
+    model: Trainable
+    estimator: Estimator
+    seed: int
+    protocol: str
+    lanes: int = 1
+    weight_decay: float = 0.0
+
+    def run(
+        self, tasks: Sequence[ClientTask], theta: Tensor, state_hash: str, data: Mapping[int, ClientData]
+    ) -> list[Report]:
+        """Run the group in lock-step, one local step of every client after the other; see `ClientWork.run`."""
+        runs = [_LocalRun(task, theta.clone(), data[task.client].batches(task.round)) for task in tasks]
+        for step in range(max(len(run.batches) for run in runs)):
+            self._step_([run for run in runs if step < len(run.batches)], step)
+        return [self._report(run, theta, state_hash) for run in runs]
+
+    def _step_(self, runs: Sequence[_LocalRun], step: int) -> None:
+        z = [self._directions(run, step) for run in runs]
+        losses = self._probe_losses(runs, z, step)  # (plus, minus) of each client and query, clients first
+        for run, z_of_run in zip(runs, z, strict=True):
+            pairs = [next(losses) for _ in range(self.estimator.queries)]
+            self._update_(run, z_of_run, pairs)
+
+    def _directions(self, run: _LocalRun, step: int) -> Tensor:
+        task, queries = run.task, range(self.estimator.queries)
+        streams = [direction_stream(self.seed, task.round, task.client, step, query) for query in queries]
+        return directions(self.estimator.noise, streams, 0, len(run.theta), run.theta.device)  # (q, d)
+
+    def _probe_losses(self, runs: Sequence[_LocalRun], z: Sequence[Tensor], step: int) -> Iterator[tuple[float, float]]:
+        eps = self.estimator.step_size
+        probes = [
+            (run, row, amount)
+            for run, z_of_run in zip(runs, z, strict=True)
+            for row in z_of_run
+            for amount in (eps, -eps)
+        ]
+        losses: list[float] = []
+        for first in range(0, len(probes), self.lanes):
+            some = probes[first : first + self.lanes]
+            thetas = [perturb(run.theta, row, amount) for run, row, amount in some]
+            losses += self.model.losses(thetas, [run.batches[step] for run, _, _ in some])
+        return zip(losses[0::2], losses[1::2], strict=True)
+
+    def _update_(self, run: _LocalRun, z: Tensor, pairs: Sequence[tuple[float, float]]) -> None:
+        """theta_i -= c(rate, g) z for each query; a step with a loss that is not finite is skipped whole."""
+        gradients = [projected_gradient(plus, minus, self.estimator) for plus, minus in pairs]
+        finite = [g for g in gradients if g is not None]
+        if len(finite) < len(gradients):
+            run.skipped_steps += 1
+            run.scalars += [0.0] * len(gradients)
+            return
+        run.scalars += finite
+        run.losses.append(sum(plus + minus for plus, minus in pairs) / (2 * len(pairs)))
+        if self.weight_decay:
+            run.theta.mul_(1 - run.task.rate * self.weight_decay)
+        for g, row in zip(finite, z, strict=True):
+            run.theta.sub_(row, alpha=round_coefficient(run.task.rate * g / len(finite)))
+
+    def _report(self, run: _LocalRun, theta: Tensor, state_hash: str) -> Report:
+        as_update = self.protocol == WEIGHTS
+        return Report(
+            round=run.task.round,
+            client=run.task.client,
+            state_hash=state_hash,
+            num_examples=sum(batch.num_examples for batch in run.batches),
+            train_loss=_mean(run.losses),
+            skipped_steps=run.skipped_steps,
+            scalars=None if as_update else tuple(run.scalars),
+            update=run.theta.sub_(theta) if as_update else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FirstOrderClients:
+    """Clients that back-propagate: the FedAvg that the paper compares with. They report weights.
+
+    Args:
+        model: what is tuned, dropout on.
+        optimizer: makes the optimiser and scheduler of one round; nothing of it is kept between rounds.
+        seed: run seed, for dropout.
+        grad_clip: largest L2 norm of a gradient; 0 for no limit.
+        grad_accum_count: batches that one optimiser step averages over.
+        loss_scaling: scale the loss dynamically, as float16 gradients need.
+    """
+
+    model: Differentiable
+    optimizer: OptimizerFactory
+    seed: int
+    grad_clip: float = 0.0
+    grad_accum_count: int = 1
+    loss_scaling: bool = False
+
+    def run(
+        self, tasks: Sequence[ClientTask], theta: Tensor, state_hash: str, data: Mapping[int, ClientData]
+    ) -> list[Report]:
+        """Run the clients one after the other; see `ClientWork.run`."""
+        return [self._run_one(task, theta, state_hash, data[task.client].batches(task.round)) for task in tasks]
+
+    def _run_one(self, task: ClientTask, theta: Tensor, state_hash: str, batches: Sequence[Batch]) -> Report:
+        self.model.load(theta)
+        with self._dropout_of(task):
+            losses = self._steps(task.rate, batches)
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        return Report(
+            round=task.round,
+            client=task.client,
+            state_hash=state_hash,
+            num_examples=sum(batch.num_examples for batch in batches),
+            train_loss=_mean(finite),
+            skipped_steps=len(losses) - len(finite),
+            update=self.model.flat().sub_(theta),
+        )
+
+    @contextmanager
+    def _dropout_of(self, task: ClientTask) -> Iterator[None]:
+        """Torch's generators, seeded for this client and round, and put back afterwards."""
+        device = self.model.device
+        low, high = words(Stream(self.seed, Purpose.DROPOUT, task.round, task.client), 0, 2).tolist()
+        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+            torch.manual_seed(low | high << 32)
+            yield
+
+    def _steps(self, rate: float, batches: Sequence[Batch]) -> list[float]:
+        """Optimise over the batches and return the loss of each optimiser step."""
+        parameters = self.model.parameters()
+        optimizer, scheduler = self.optimizer.build(parameters, rate, -(-len(batches) // self.grad_accum_count))
+        scaler = torch.amp.GradScaler(self.model.device.type, enabled=self.loss_scaling)
+        losses = []
+        for first in range(0, len(batches), self.grad_accum_count):
+            optimizer.zero_grad(set_to_none=True)
+            loss = self._accumulate(batches[first : first + self.grad_accum_count], scaler)
+            losses.append(loss)
+            if math.isfinite(loss):
+                if self.grad_clip > 0:
+                    scaler.unscale_(optimizer)
+                    torch.nn.utils.clip_grad_norm_(parameters, self.grad_clip)
+                scaler.step(optimizer)
+                scaler.update()
+                if scheduler is not None:
+                    scheduler.step()
+        optimizer.zero_grad(set_to_none=True)
+        return losses
+
+    def _accumulate(self, batches: Sequence[Batch], scaler: torch.amp.GradScaler) -> float:
+        """Add up the gradient of the mean loss over some batches; returns that loss."""
+        total = 0.0
+        for batch in batches:
+            loss = self.model.training_loss(batch) / len(batches)
+            torch.autograd.backward(scaler.scale(loss))
+            total += float(loss.detach())
+        return total
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean; NaN of nothing."""
+    return sum(values) / len(values) if values else math.nan

@@ -1,0 +1,208 @@
+"""The messages between server and clients, to the byte: what would cross the wire is what is counted.
+
+All numbers are little-endian. Rates and weights have 16 significant bits and scalars are bfloat16, so that a float32
+and 2 bytes carry them exactly. A client that knows the state of an earlier round is brought up to date with the
+cheaper of the scalars in between and theta itself. That also bounds the history a server must keep: records that
+weigh more than theta are never sent.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedmezo.errors import RunError
+from fedmezo.records import ClientTask, Contribution, Report, RoundRecord
+from fedmezo.zo.arithmetic import decode_scalars, encode_scalars
+
+VERSION = 1
+_TASK = struct.Struct("<4sBIIfB32s")  # magic, version, round, client, rate, kind of the catch-up, state hash
+_ROUND = struct.Struct("<IH")  # round, contributions
+_PART = struct.Struct("<IffI")  # client, rate, weight, scalars
+_REPORT = struct.Struct(
+    "<4sBIIIdIBI32s"
+)  # magic, version, round, client, examples, loss, skipped, kind, values, state hash
+_SCALARS, _THETA = 0, 1
+BYTES_PER_PARAMETER = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CatchUp:
+    """How a client gets from the state it knows to the state of a round: by records, or by theta itself."""
+
+    records: tuple[RoundRecord, ...] = ()
+    theta: Tensor | None = None
+
+
+def records_size(records: Sequence[RoundRecord]) -> int:
+    """Bytes of the scalars of some rounds."""
+    parts = [part for record in records for part in record.contributions]
+    scalars = sum(len(part.scalars or ()) for part in parts)
+    return _ROUND.size * len(records) + _PART.size * len(parts) + 2 * scalars
+
+
+def catch_up(known_round: int, round_index: int, theta: Tensor, history: Sequence[RoundRecord]) -> CatchUp:
+    """The cheaper way from the state before `known_round` to theta, the state before `round_index`.
+
+    Args:
+        known_round: the client knows the state before this round.
+        round_index: the round that is about to run.
+        theta: (d,) the present state.
+        history: consecutive closed rounds up to the last; it may begin anywhere.
+    """
+    needed = [record for record in history if record.round >= known_round]
+    complete = len(needed) == round_index - known_round
+    if complete and records_size(needed) <= BYTES_PER_PARAMETER * len(theta):
+        return CatchUp(records=tuple(needed))
+    return CatchUp(theta=theta)
+
+
+def bounded_history(history: Sequence[RoundRecord], num_parameters: int) -> list[RoundRecord]:
+    """The newest records that together weigh no more than theta: older ones can never be the cheaper way."""
+    kept: list[RoundRecord] = []
+    size = 0
+    for record in reversed(history):
+        size += records_size([record])
+        if size > BYTES_PER_PARAMETER * num_parameters:
+            break
+        kept.append(record)
+    return kept[::-1]
+
+
+def encode_task(task: ClientTask, state_hash: str, way: CatchUp) -> bytes:
+    """The server's message to a client at the start of a round."""
+    kind = _SCALARS if way.theta is None else _THETA
+    head = _TASK.pack(b"FMZT", VERSION, task.round, task.client, task.rate, kind, bytes.fromhex(state_hash))
+    if way.theta is not None:
+        return head + _encode_vector(way.theta)
+    return head + b"".join(_encode_record(record) for record in way.records)
+
+
+def decode_task(data: bytes) -> tuple[ClientTask, str, CatchUp]:
+    """The inverse of `encode_task`; a record's losses and counts are not sent and read as 0.
+
+    Raises:
+        RunError: not such a message, or of another version.
+    """
+    _, _, round_index, client, rate, kind, digest = _unpack(_TASK, data, b"FMZT")
+    body = memoryview(data)[_TASK.size :]
+    way = CatchUp(theta=_decode_vector(body)) if kind == _THETA else CatchUp(records=_decode_records(body))
+    return ClientTask(round_index, client, rate), digest.hex(), way
+
+
+def task_size(way: CatchUp) -> int:
+    """Bytes of the message that `encode_task` makes, without making it."""
+    if way.theta is not None:
+        return _TASK.size + BYTES_PER_PARAMETER * len(way.theta)
+    return _TASK.size + records_size(way.records)
+
+
+def encode_report(report: Report) -> bytes:
+    """A client's answer."""
+    if report.update is not None:
+        kind, count, body = _THETA, len(report.update), _encode_vector(report.update)
+    else:
+        scalars = report.scalars or ()
+        kind, count, body = _SCALARS, len(scalars), encode_scalars(scalars)
+    head = _REPORT.pack(
+        b"FMZR",
+        VERSION,
+        report.round,
+        report.client,
+        report.num_examples,
+        report.train_loss,
+        report.skipped_steps,
+        kind,
+        count,
+        bytes.fromhex(report.state_hash),
+    )
+    return head + body
+
+
+def decode_report(data: bytes) -> Report:
+    """The inverse of `encode_report`.
+
+    Raises:
+        RunError: not such a message, of another version, or cut short.
+    """
+    _, _, round_index, client, examples, loss, skipped, kind, count, digest = _unpack(_REPORT, data, b"FMZR")
+    body = memoryview(data)[_REPORT.size :]
+    if len(body) != count * (BYTES_PER_PARAMETER if kind == _THETA else 2):
+        raise RunError(f"a report message of {len(data)} bytes does not hold the {count} values it announces")
+    return Report(
+        round=round_index,
+        client=client,
+        state_hash=digest.hex(),
+        num_examples=examples,
+        train_loss=loss,
+        skipped_steps=skipped,
+        scalars=None if kind == _THETA else decode_scalars(bytes(body)),
+        update=_decode_vector(body) if kind == _THETA else None,
+    )
+
+
+def report_size(report: Report) -> int:
+    """Bytes of the message that `encode_report` makes, without making it."""
+    if report.update is not None:
+        return _REPORT.size + BYTES_PER_PARAMETER * len(report.update)
+    return _REPORT.size + 2 * len(report.scalars or ())
+
+
+def _unpack(layout: struct.Struct, data: bytes, magic: bytes) -> tuple[Any, ...]:
+    if len(data) < layout.size or not data.startswith(magic):
+        raise RunError(f"{len(data)} bytes starting with {data[:4]!r} are no {magic.decode()} message")
+    fields = layout.unpack_from(data)
+    if fields[1] != VERSION:
+        raise RunError(f"the message has format version {fields[1]}; this program reads {VERSION}")
+    return fields
+
+
+def _encode_record(record: RoundRecord) -> bytes:
+    parts = [_ROUND.pack(record.round, len(record.contributions))]
+    for part in record.contributions:
+        scalars = part.scalars or ()
+        parts += [_PART.pack(part.client, part.rate, part.weight, len(scalars)), encode_scalars(scalars)]
+    return b"".join(parts)
+
+
+def _decode_records(body: memoryview) -> tuple[RoundRecord, ...]:
+    records = []
+    at = 0
+    try:
+        while at < len(body):
+            round_index, count = _ROUND.unpack_from(body, at)
+            at += _ROUND.size
+            parts = []
+            for _ in range(count):
+                part, at = _decode_part(body, at)
+                parts.append(part)
+            cohort = tuple(part.client for part in parts)
+            records.append(RoundRecord(round_index, cohort, tuple(parts), (), state_hash=""))
+    except (struct.error, ValueError) as error:
+        raise RunError(f"a task message is cut short at byte {at} of its records") from error
+    return tuple(records)
+
+
+def _decode_part(body: memoryview, at: int) -> tuple[Contribution, int]:
+    client, rate, weight, count = _PART.unpack_from(body, at)
+    start = at + _PART.size
+    stop = start + 2 * count
+    if stop > len(body):
+        raise ValueError("cut short")
+    scalars = decode_scalars(bytes(body[start:stop]))
+    return Contribution(client, rate, weight, 0, 0.0, 0, scalars), stop
+
+
+def _encode_vector(vector: Tensor) -> bytes:
+    return vector.detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes()
+
+
+def _decode_vector(body: memoryview) -> Tensor:
+    if len(body) % BYTES_PER_PARAMETER:
+        raise RunError(f"{len(body)} bytes are no whole number of float32 values")
+    return torch.frombuffer(bytearray(body), dtype=torch.float32)

@@ -1,0 +1,121 @@
+"""The five learning-rate strategies: eta_i = eta_0 + alpha Phi_i (Ling et al., KDD 2024, section 5).
+
+With sampled clients a client's loss and drift are those of the last round it took part in, and means and maxima run
+over the members of the cohort that have a value; a client without one gets eta_0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fedmezo.records import RoundRecord
+from fedmezo.zo.arithmetic import round_coefficient
+from fedmezo.zo.noise import Purpose, Stream, uniform
+
+FROZEN = "frozen"
+RANDOM = "random"
+ROUND_WISE = "round-wise"
+FIVE_ROUND = "five-round"
+MODEL_DIFF = "model-diff"
+
+WINDOW = 5
+"""Rounds that `five-round` averages a client's loss over."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientHistory:
+    """What the server remembers of a client for its rate."""
+
+    losses: tuple[float, ...] = ()  # train losses of its last rounds, at most WINDOW, newest last
+    drift: float | None = None  # D_i of its last round, in a model-diff run
+
+
+Histories = Mapping[int, ClientHistory]
+
+
+@dataclass(frozen=True, slots=True)
+class RateStrategy:
+    """How the server sets each client's learning rate.
+
+    Args:
+        name: `frozen`, `random`, `round-wise`, `five-round` or `model-diff`.
+        rate: eta_0.
+        width: alpha, the largest distance of a rate from eta_0; smaller than eta_0.
+    """
+
+    name: str
+    rate: float
+    width: float
+
+    def __post_init__(self) -> None:
+        if self.name not in _STRATEGIES:
+            raise ValueError(f"strategy {self.name!r} is unknown; it is one of {', '.join(_STRATEGIES)}")
+        lowest = self.rate if self.name == FROZEN else self.rate - self.width
+        if lowest <= 0:
+            raise ValueError(f"the lowest rate, {lowest:g}, must be above 0 (rate {self.rate:g}, width {self.width:g})")
+
+
+def client_rates(
+    strategy: RateStrategy, seed: int, round_index: int, cohort: Sequence[int], histories: Histories
+) -> tuple[float, ...]:
+    """The learning rate of each member of the cohort, of 16 significant bits."""
+    offsets = _STRATEGIES[strategy.name](seed, round_index, cohort, histories)
+    return tuple(round_coefficient(strategy.rate + strategy.width * phi) for phi in offsets)
+
+
+def remember(histories: Histories, record: RoundRecord) -> dict[int, ClientHistory]:
+    """The histories after a round."""
+    after = dict(histories)
+    for part in record.contributions:
+        known = after.get(part.client, ClientHistory())
+        losses = (*known.losses, part.train_loss)[-WINDOW:]
+        after[part.client] = replace(known, losses=losses, drift=part.drift)
+    return after
+
+
+def spread(values: Sequence[float | None]) -> list[float]:
+    """Phi_i = (x_i - mean x) / max_j abs(x_j - mean x) over the values there are; 0 for the rest, or if all agree."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return [0.0] * len(values)
+    mean = sum(known) / len(known)
+    largest = max(abs(value - mean) for value in known)
+    if largest == 0:
+        return [0.0] * len(values)
+    return [0.0 if value is None else (value - mean) / largest for value in values]
+
+
+def _frozen(seed: int, round_index: int, cohort: Sequence[int], histories: Histories) -> list[float]:
+    return [0.0] * len(cohort)
+
+
+def _random(seed: int, round_index: int, cohort: Sequence[int], histories: Histories) -> list[float]:
+    return [2 * uniform(Stream(seed, Purpose.RATE, round_index, client)) - 1 for client in cohort]
+
+
+def _round_wise(seed: int, round_index: int, cohort: Sequence[int], histories: Histories) -> list[float]:
+    return spread([h.losses[-1] if h.losses else None for h in _of(cohort, histories)])
+
+
+def _five_round(seed: int, round_index: int, cohort: Sequence[int], histories: Histories) -> list[float]:
+    return spread([sum(h.losses) / WINDOW if len(h.losses) == WINDOW else None for h in _of(cohort, histories)])
+
+
+def _model_diff(seed: int, round_index: int, cohort: Sequence[int], histories: Histories) -> list[float]:
+    return spread([h.drift for h in _of(cohort, histories)])
+
+
+def _of(cohort: Sequence[int], histories: Histories) -> list[ClientHistory]:
+    return [histories.get(client, ClientHistory()) for client in cohort]
+
+
+_Offsets = Callable[[int, int, Sequence[int], Histories], list[float]]
+
+_STRATEGIES: dict[str, _Offsets] = {
+    FROZEN: _frozen,
+    RANDOM: _random,
+    ROUND_WISE: _round_wise,
+    FIVE_ROUND: _five_round,
+    MODEL_DIFF: _model_diff,
+}

@@ -1,0 +1,144 @@
+"""One federated round as the server sees it: plan, then close. Between the two, an engine runs the clients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from fedmezo.errors import TrainingError
+from fedmezo.federation.aggregate import (
+    SCALARS,
+    ReportRules,
+    apply_scalars_,
+    apply_updates_,
+    average_weights,
+    drifts_of_scalars,
+    drifts_of_updates,
+    sort_reports,
+)
+from fedmezo.federation.rates import MODEL_DIFF, ClientHistory, RateStrategy, client_rates, remember
+from fedmezo.records import Contribution, Refusal, Report, RoundPlan, RoundRecord, Segment
+from fedmezo.zo.arithmetic import state_hash
+from fedmezo.zo.noise import Purpose, Stream, permutation
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """The choices of a federated run that the server needs in each round.
+
+    Args:
+        seed: run seed.
+        num_clients: clients of the federation.
+        cohort_size: clients sampled in each round, from 1 to `num_clients`.
+        min_clients: usable reports without which a round cannot be closed.
+        equal_weights: every usable report weighs the same, whatever its number of examples.
+        strategy: the learning rates.
+        rules: what a report must look like; holds the protocol and the estimator.
+        segments: the trainable tensors.
+    """
+
+    seed: int
+    num_clients: int
+    cohort_size: int
+    min_clients: int
+    equal_weights: bool
+    strategy: RateStrategy
+    rules: ReportRules
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServerState:
+    """All that the server carries from round to round."""
+
+    round: int  # the next round to run; theta is the state before it
+    theta: Tensor  # (d,) float32
+    hash: str  # state hash of theta
+    histories: dict[int, ClientHistory]
+
+
+def initial_state(theta: Tensor) -> ServerState:
+    """The state before round 0."""
+    return ServerState(0, theta, state_hash(theta), {})
+
+
+def plan_round(federation: Federation, state: ServerState) -> RoundPlan:
+    """The cohort, a function of (seed, round), in ascending order, and each member's rate."""
+    order = permutation(Stream(federation.seed, Purpose.COHORT, state.round), federation.num_clients)
+    cohort = tuple(sorted(order[: federation.cohort_size].tolist()))
+    rates = client_rates(federation.strategy, federation.seed, state.round, cohort, state.histories)
+    return RoundPlan(state.round, cohort, rates)
+
+
+def close_round_(
+    federation: Federation, state: ServerState, plan: RoundPlan, reports: Sequence[Report]
+) -> tuple[ServerState, RoundRecord]:
+    """Average the usable reports into theta, which is changed in place, and record what was done.
+
+    Raises:
+        TrainingError: fewer than `min_clients` reports are usable; theta is as it was.
+    """
+    accepted, refusals = sort_reports(plan, state.hash, reports, federation.rules)
+    if len(accepted) < federation.min_clients:
+        raise TrainingError(_too_few(federation, plan, accepted, refusals))
+    contributions = _contributions(plan, accepted, average_weights(accepted, equal=federation.equal_weights))
+    if federation.strategy.name == MODEL_DIFF:
+        contributions = _with_drifts(federation, state, contributions, accepted)
+    record = RoundRecord(plan.round, plan.cohort, contributions, tuple(refusals), state_hash="")
+    if federation.rules.protocol == SCALARS:
+        after = replay_round_(federation, state, record)
+    else:
+        updates = [report.update for report in accepted if report.update is not None]
+        apply_updates_(state.theta, contributions, updates)
+        after = _after(state, record)
+    return after, replace(record, state_hash=after.hash)
+
+
+def replay_round_(federation: Federation, state: ServerState, record: RoundRecord) -> ServerState:
+    """The state after a recorded round of the `scalars` protocol; theta is changed in place."""
+    estimator = federation.rules.estimator
+    assert estimator is not None, "the scalars protocol has zeroth-order clients"
+    apply_scalars_(state.theta, record, federation.seed, estimator)
+    return _after(state, record)
+
+
+def _after(state: ServerState, record: RoundRecord) -> ServerState:
+    return ServerState(record.round + 1, state.theta, state_hash(state.theta), remember(state.histories, record))
+
+
+def _contributions(plan: RoundPlan, accepted: Sequence[Report], weights: Sequence[float]) -> tuple[Contribution, ...]:
+    rates = dict(zip(plan.cohort, plan.rates, strict=True))
+    return tuple(
+        Contribution(
+            client=report.client,
+            rate=rates[report.client],
+            weight=weight,
+            num_examples=report.num_examples,
+            train_loss=report.train_loss,
+            skipped_steps=report.skipped_steps,
+            scalars=report.scalars,
+        )
+        for report, weight in zip(accepted, weights, strict=True)
+    )
+
+
+def _with_drifts(
+    federation: Federation, state: ServerState, contributions: Sequence[Contribution], accepted: Sequence[Report]
+) -> tuple[Contribution, ...]:
+    estimator, segments = federation.rules.estimator, federation.segments
+    if federation.rules.protocol == SCALARS and estimator is not None:
+        device = state.theta.device
+        drifts = drifts_of_scalars(contributions, state.round, federation.seed, estimator, segments, device)
+    else:
+        drifts = drifts_of_updates([r.update for r in accepted if r.update is not None], segments)
+    return tuple(replace(part, drift=drift) for part, drift in zip(contributions, drifts, strict=True))
+
+
+def _too_few(federation: Federation, plan: RoundPlan, accepted: Sequence[Report], refusals: Sequence[Refusal]) -> str:
+    why = "; ".join(f"client {refusal.client}: {refusal.reason}" for refusal in refusals) or "no report was refused"
+    return (
+        f"round {plan.round}: {len(accepted)} usable reports of {len(plan.cohort)} clients, but at least "
+        f"{federation.min_clients} are needed (federate.min_clients). {why}"
+    )

@@ -1,0 +1,256 @@
+"""The journal: an append-only log that, with the base model, gives the weights of every round bit for bit.
+
+`journal.jsonl` holds one JSON object per line: a header, then a line per closed round, written last and flushed, so
+that a line is the commit of its round. Each line ends with `chain`, a hash of its own text and of the line before it: a
+changed, missing, doubled or reordered line breaks the chain and is named. Scalars are base64 of little-endian
+bfloat16; other floats are written so that they read back equal.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmezo.errors import RunError
+from fedmezo.records import Contribution, Refusal, RoundRecord, Segment
+from fedmezo.zo.arithmetic import decode_scalars, encode_scalars
+
+JOURNAL_FILE = "journal.jsonl"
+FORMAT_VERSION = 1
+_CHAIN_CHARACTERS = 32
+_CHAIN_START = "0" * _CHAIN_CHARACTERS
+_CHAIN_KEY = ',"chain":"'
+_TAIL = len(_CHAIN_KEY) + _CHAIN_CHARACTERS + len('"}')
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What replay needs besides the rounds and the base model itself."""
+
+    seed: int
+    protocol: str  # `scalars` or `weights`; only the first can be replayed
+    noise: str
+    eps: float
+    queries: int
+    base: str  # name of the base model, as configured
+    base_hash: str
+    dtype: str  # of the base weights
+    adapter: Mapping[str, Any]  # the PEFT method and its keys, as configured
+    theta_hash: str  # of the initial theta
+    segments: tuple[Segment, ...]  # canonical order and shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """A journal as read."""
+
+    header: Header
+    records: tuple[RoundRecord, ...]
+    remarks: tuple[str, ...]  # what a forced resume overrode
+    chain: str  # of the last line
+    size: int  # bytes up to the end of the last complete line
+    truncated: bool  # an incomplete last line follows
+
+    @property
+    def next_round(self) -> int:
+        """The first round that is not recorded."""
+        return len(self.records)
+
+
+class JournalWriter:
+    """Appends to a journal; every line is on disk when the call returns.
+
+    Args:
+        path: the file.
+        chain: of its last line.
+    """
+
+    def __init__(self, path: Path, chain: str) -> None:
+        self._path = path
+        self._chain = chain
+
+    @classmethod
+    def create(cls, path: Path, header: Header) -> JournalWriter:
+        """Start a new journal with its header.
+
+        Raises:
+            FileExistsError: there is one already.
+        """
+        path.touch(exist_ok=False)
+        writer = cls(path, _CHAIN_START)
+        writer._append({"kind": "header", "format": FORMAT_VERSION, **_header_fields(header)})
+        return writer
+
+    @classmethod
+    def reopen(cls, path: Path, journal: Journal) -> JournalWriter:
+        """Go on with a journal that was read; an incomplete last line is cut off."""
+        if journal.truncated:
+            with path.open("r+b") as file:
+                file.truncate(journal.size)
+                os.fsync(file.fileno())
+        return cls(path, journal.chain)
+
+    def append(self, record: RoundRecord) -> None:
+        """Commit a round."""
+        self._append({"kind": "round", **_record_fields(record)})
+
+    def remark(self, text: str) -> None:
+        """Record something a later reader must know, such as a forced resume."""
+        self._append({"kind": "remark", "text": text})
+
+    def _append(self, fields: Mapping[str, Any]) -> None:
+        body = json.dumps(fields, separators=(",", ":"), allow_nan=False)
+        chain = _chained(self._chain, body)
+        with self._path.open("ab") as file:
+            file.write(f'{body[:-1]}{_CHAIN_KEY}{chain}"}}\n'.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._chain = chain
+
+
+def read_journal(path: Path) -> Journal:
+    """Read and check a journal.
+
+    An incomplete last line, the trace of a write that was cut short, is left out and flagged.
+
+    Raises:
+        RunError: the file is missing, or a line is damaged, missing, doubled or out of order, with the line's number
+            and how many rounds before it are sound.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: the journal cannot be read: {error.strerror}") from error
+    lines = content.split(b"\n")
+    reader = _Reader(path)
+    for number, line in enumerate(lines[:-1], start=1):
+        reader.read(number, line)
+    if reader.header is None:
+        raise RunError(f"{path}: the journal has no complete header line, so nothing was committed; start a new run")
+    return Journal(
+        header=reader.header,
+        records=tuple(reader.records),
+        remarks=tuple(reader.remarks),
+        chain=reader.chain,
+        size=len(content) - len(lines[-1]),
+        truncated=bool(lines[-1]),
+    )
+
+
+class _Reader:
+    """Reads line after line and keeps the chain."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.chain = _CHAIN_START
+        self.header: Header | None = None
+        self.records: list[RoundRecord] = []
+        self.remarks: list[str] = []
+
+    def read(self, number: int, line: bytes) -> None:
+        fields = self._checked(number, line)
+        kind = fields.get("kind")
+        try:
+            if kind == "header" and number == 1:
+                self.header = _header(fields)
+            elif kind == "round" and self.header is not None and fields["round"] == len(self.records):
+                self.records.append(_record(fields))
+            elif kind == "remark":
+                self.remarks.append(fields["text"])
+            else:
+                raise ValueError(f"a line of kind {kind!r} is not expected here")
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{self._place(number)}: {error}") from error
+
+    def _checked(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            text = line.decode()
+            fields = json.loads(text)
+        except ValueError as error:
+            raise RunError(f"{self._place(number)}: it is not valid JSON ({error}); {self._sound()}") from error
+        if not isinstance(fields, dict):
+            raise RunError(f"{self._place(number)}: it is no JSON object; {self._sound()}")
+        if number == 1 and fields.get("format", FORMAT_VERSION) != FORMAT_VERSION:
+            raise RunError(
+                f"{self._place(number)}: journal format {fields['format']} was written by another version of fedmezo; "
+                f"this one reads format {FORMAT_VERSION}"
+            )
+        chain = _chained(self.chain, text[:-_TAIL] + "}")
+        if text[-_TAIL:] != f'{_CHAIN_KEY}{chain}"}}':
+            raise RunError(
+                f"{self._place(number)}: the line was changed, or a line before it is missing, doubled or out of order "
+                f"(its chain hash does not fit); {self._sound()}"
+            )
+        self.chain = chain
+        return fields
+
+    def _place(self, number: int) -> str:
+        return f"{self.path}, line {number}"
+
+    def _sound(self) -> str:
+        if not self.records:
+            return "no round before it can be used"
+        count = len(self.records)
+        return f"rounds 0 to {count - 1} before it are sound (fedmezo replay RUN --to-round {count})"
+
+
+def _chained(previous: str, body: str) -> str:
+    return hashlib.sha256((previous + body).encode()).hexdigest()[:_CHAIN_CHARACTERS]
+
+
+def _header_fields(header: Header) -> dict[str, Any]:
+    fields = asdict(header)
+    fields["segments"] = [[segment.name, list(segment.shape)] for segment in header.segments]
+    return fields
+
+
+def _header(fields: dict[str, Any]) -> Header:
+    known = {key: value for key, value in fields.items() if key not in ("kind", "format", "chain")}
+    return Header(**{**known, "segments": segments_of(known["segments"])})
+
+
+def segments_of(named_shapes: Sequence[tuple[str, Sequence[int]]]) -> tuple[Segment, ...]:
+    """Segments that lie one after the other from names and shapes."""
+    segments: list[Segment] = []
+    for name, shape in named_shapes:
+        segments.append(Segment(name, tuple(shape), segments[-1].stop if segments else 0))
+    return tuple(segments)
+
+
+def _record_fields(record: RoundRecord) -> dict[str, Any]:
+    return {
+        "round": record.round,
+        "cohort": list(record.cohort),
+        "clients": [_contribution_fields(part) for part in record.contributions],
+        "refused": [asdict(refusal) for refusal in record.refusals],
+        "state_hash": record.state_hash,
+    }
+
+
+def _contribution_fields(part: Contribution) -> dict[str, Any]:
+    fields = asdict(part)
+    if part.scalars is not None:
+        fields["scalars"] = base64.b64encode(encode_scalars(part.scalars)).decode()
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _record(fields: dict[str, Any]) -> RoundRecord:
+    return RoundRecord(
+        round=fields["round"],
+        cohort=tuple(fields["cohort"]),
+        contributions=tuple(_contribution(part) for part in fields["clients"]),
+        refusals=tuple(Refusal(**refusal) for refusal in fields["refused"]),
+        state_hash=fields["state_hash"],
+    )
+
+
+def _contribution(fields: dict[str, Any]) -> Contribution:
+    scalars = fields.pop("scalars", None)
+    decoded = None if scalars is None else decode_scalars(base64.b64decode(scalars, validate=True))
+    return Contribution(**fields, scalars=decoded)

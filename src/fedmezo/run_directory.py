@@ -1,0 +1,104 @@
+"""The folder of a run: its name, its lock, and the description of the machine that computed it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from fedmezo.data.atomic import replacing
+from fedmezo.errors import RunError
+
+CONFIG_FILE = "config.yaml"
+ENVIRONMENT_FILE = "environment.json"
+PARTITION_FILE = "partition.json"
+LOCK_FILE = ".lock"
+ADAPTER_FOLDER = "adapter"
+BEST_ADAPTER_FOLDER = "adapter_best"
+
+_PACKAGES = ("fedmezo", "torch", "transformers", "peft", "tokenizers", "numpy", "safetensors")
+
+
+def new_run_directory(outdir: Path, name: str) -> Path:
+    """Make a folder for a run; a number is appended to a name that is taken, so no run overwrites another.
+
+    Raises:
+        RunError: the folder cannot be made.
+    """
+    for attempt in range(1, sys.maxsize):
+        path = outdir / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if not outdir.is_dir():
+                raise RunError(f"outdir {outdir} is a file, not a folder") from None
+            continue
+        except OSError as error:
+            raise RunError(f"{path}: the run's folder cannot be made: {error.strerror}") from error
+        return path
+    raise AssertionError("unreachable")
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold a run's folder alone; the lock goes with the process, however it ends.
+
+    Raises:
+        RunError: another process holds it, or the folder cannot be written.
+    """
+    try:
+        file = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise RunError(f"{run_dir}: the run's folder cannot be written: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{run_dir}: another process is working on this run; wait for it or stop it") from None
+        yield
+    finally:
+        os.close(file)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file atomically."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def environment(device: torch.device, lanes: int) -> dict[str, object]:
+    """What the last bits of a loss may depend on, and what a reader of the results wants to know."""
+    on_gpu = device.type == "cuda"
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "machine": torch.cuda.get_device_name(device) if on_gpu else _processor(),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "lanes": lanes,
+    }
+
+
+def write_environment(run_dir: Path, description: Mapping[str, object]) -> None:
+    """Keep the description, and when the run started, beside the results."""
+    document = {"version": 1, **description, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    write_text(run_dir / ENVIRONMENT_FILE, json.dumps(document, indent=2) + "\n")
+
+
+def _processor() -> str:
+    """The processor's model name, where the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

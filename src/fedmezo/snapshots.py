@@ -1,0 +1,72 @@
+"""Theta at some rounds, on disk. A snapshot names its round and its hash and is checked against the journal's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fedmezo.data.atomic import replacing
+from fedmezo.errors import RunError
+from fedmezo.zo.arithmetic import state_hash
+
+SNAPSHOT_FOLDER = "snapshots"
+_PREFIX = "theta_"
+_SUFFIX = ".safetensors"
+FORMAT_VERSION = "1"
+
+
+def snapshot_path(folder: Path, round_index: int) -> Path:
+    """Where the state before `round_index` is kept."""
+    return folder / f"{_PREFIX}{round_index:08d}{_SUFFIX}"
+
+
+def snapshot_rounds(folder: Path) -> list[int]:
+    """The rounds that have a snapshot, in ascending order."""
+    names = (path.name.removeprefix(_PREFIX).removesuffix(_SUFFIX) for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def save_snapshot(folder: Path, round_index: int, theta: Tensor, theta_hash: str) -> Path:
+    """Write the state before `round_index`, atomically; returns the file.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    path = snapshot_path(folder, round_index)
+    metadata = {"format": FORMAT_VERSION, "round": str(round_index), "state_hash": theta_hash}
+    with replacing(path) as file:
+        file.write(safetensors.torch.save({"theta": theta.detach().cpu().contiguous()}, metadata))
+    return path
+
+
+def load_snapshot(folder: Path, round_index: int, expected_hash: str) -> Tensor:
+    """Read theta (d,) before `round_index`, on the CPU.
+
+    Raises:
+        RunError: the file is missing or damaged, or its theta is not the one the journal names.
+    """
+    path = snapshot_path(folder, round_index)
+    try:
+        theta = safetensors.torch.load(path.read_bytes())["theta"]
+    except OSError as error:
+        raise RunError(f"{path}: the snapshot cannot be read: {error.strerror}") from error
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise RunError(f"{path}: the snapshot is damaged ({error}); {_REMEDY}") from error
+    found = state_hash(theta) if theta.dtype == torch.float32 else str(theta.dtype)
+    if found != expected_hash:
+        raise RunError(f"{path}: its state is {found[:16]}, but the journal says {expected_hash[:16]}; {_REMEDY}")
+    return theta
+
+
+def delete_snapshots(folder: Path, rounds: Sequence[int]) -> None:
+    """Remove the snapshots of some rounds, where they are there."""
+    for round_index in rounds:
+        snapshot_path(folder, round_index).unlink(missing_ok=True)
+
+
+_REMEDY = "remove it, and an earlier snapshot or the journal alone is used, if the run's protocol is scalars"
