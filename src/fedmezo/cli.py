@@ -60,11 +60,12 @@ def _add(
     summary: str,
 ) -> None:
     """A command that takes a configuration."""
-    parser = commands.add_parser(name, help=summary, description=summary)
+    usage = f"fedmezo {name} [CONFIG] [key=value ...]\n       fedmezo {name} --cfg FILE [key value ...]"
+    parser = commands.add_parser(name, help=summary, description=summary, usage=usage)
     parser.add_argument(
         "words",
         nargs="*",
-        metavar="[CONFIG] [key=value ...]",
+        metavar="CONFIG, key=value",
         help="a YAML file (none: the bundled quickstart), and keys to change",
     )
     parser.add_argument("--cfg", type=Path, metavar="FILE", help="the file; keys may then also be given as: key value")
@@ -107,12 +108,13 @@ def _check(options: argparse.Namespace) -> int:
 def _summary(config: Config) -> str:
     federate, train = config.federate, config.train
     unit = "steps" if train.batch_or_epoch == "batch" else "passes over their data"
+    width = "" if train.train_strategy == "frozen" else f" +/- {train.lr_width:g}"
     work = f"{train.local_update_steps} {unit}, batch size {config.dataloader.batch_size}"
     rows = {
         "trainer": f"{config.trainer.type}, {federate.protocol} protocol",
         "model": f"{config.model.name}, {config.llm.adapter.method}",
         "data": f"{config.data.name}, {config.data.splitter} over {federate.client_num} clients",
         "rounds": f"{federate.total_round_num}, each of {federate.cohort_size} clients with {work}",
-        "rate": f"{train.optimizer.lr:g}, {train.train_strategy}",
+        "rate": f"{train.optimizer.lr:g}{width}, {train.train_strategy}",
     }
     return "\n".join(f"{name + ':':<9}{value}" for name, value in rows.items())

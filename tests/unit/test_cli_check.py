@@ -57,6 +57,13 @@ ok
     )
 
 
+def test_check_shows_epochs_and_the_width_of_a_strategy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", TESTCASE, "train.batch_or_epoch=epoch", "train.train_strategy=random"]) == 0
+    output = capsys.readouterr().out
+    assert "rounds:  100, each of 3 clients with 5 passes over their data, batch size 1\n" in output
+    assert "rate:    1e-05 +/- 5e-06, random\n" in output
+
+
 def test_a_mistake_is_one_message_on_stderr_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", TESTCASE, "seed=x"]) == 2
     output = capsys.readouterr()
