@@ -18,15 +18,18 @@ from peft import (
     LoraConfig,
     PeftConfig,
     PeftModel,
+    PeftType,
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
     TaskType,
     get_peft_model,
     get_peft_model_state_dict,
+    set_peft_model_state_dict,
 )
 from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -115,6 +118,40 @@ def write_adapter(model: PeftModel, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     _replace(directory / "adapter_config.json", _config_json(model.peft_config[ADAPTER_NAME]).encode())
     _replace(directory / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+
+
+def read_adapter(model: PeftModel, directory: Path) -> None:
+    """Load a saved adapter of the same method and shape into the live tensors.
+
+    Args:
+        model: with its adapter attached.
+        directory: a folder that `write_adapter` or PEFT's `save_pretrained` wrote, or a run's folder.
+
+    Raises:
+        ModelError: no adapter is there, it is damaged, or it does not fit the model; p-tuning, whose saved form does
+            not hold what is trained.
+    """
+    folder = directory / "adapter" if (directory / "adapter").is_dir() else directory
+    if model.peft_config[ADAPTER_NAME].peft_type == PeftType.P_TUNING:
+        raise ModelError("federate.restore_from: a saved p-tuning adapter holds the encoder's output, not its weights")
+    path = folder / "adapter_model.safetensors"
+    try:
+        state = load(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"federate.restore_from: {path} cannot be read: {error.strerror}") from error
+    except SafetensorError as error:
+        raise ModelError(f"federate.restore_from: {path} is damaged: {error}") from error
+    _check_fits(state, get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME, save_embedding_layers=False), path)
+    set_peft_model_state_dict(model, state, adapter_name=ADAPTER_NAME)
+
+
+def _check_fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
+    for name in sorted(state.keys() | own.keys()):
+        there, here = (str(tuple(tensors[name].shape)) if name in tensors else "missing" for tensors in (state, own))
+        if there != here:
+            raise ModelError(
+                f"federate.restore_from: {path} does not fit llm.adapter.args: {name} is {there} there and {here} here"
+            )
 
 
 def _config_class(args: Mapping[str, object]) -> type[PeftConfig]:

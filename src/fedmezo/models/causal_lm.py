@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fedmezo.models.adapters import attach_adapter, write_adapter
+from fedmezo.models.adapters import attach_adapter, read_adapter, write_adapter
 from fedmezo.models.flat import FlatParameters
 from fedmezo.models.label_loss import choose_path
 from fedmezo.records import Batch, Segment
@@ -92,6 +92,15 @@ class CausalLM:
         self.load(theta)
         write_adapter(self._model, directory)
         self.load(live)
+
+    def read_adapter(self, directory: Path) -> Tensor:
+        """Theta (d,) of a saved adapter; the live tensors take its values.
+
+        Raises:
+            ModelError: see `models.adapters.read_adapter`.
+        """
+        read_adapter(self._model, directory)
+        return self.flat()
 
     def _mean_loss(self, theta: Tensor, batch: Batch) -> Tensor:
         self.load(theta)

@@ -62,7 +62,7 @@ def locate(name: str) -> str:
     elif at and not Path(name).expanduser().is_dir():
         raise ModelError(f"model.type is {name!r}: after '@' only {PACKAGE_SUFFIX!r} is supported, or leave '@...' out")
     if name == BUNDLED:
-        return str(resources.files("fedmezo") / "bundled" / "base")
+        name = str(resources.files("fedmezo") / "bundled" / "base")
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)

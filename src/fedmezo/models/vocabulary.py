@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
 
 _FIXED_POINT = 2.0**32
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 64
 
 
 def complete_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -206,7 +206,8 @@ def _quantiles(device: torch.device) -> Tensor:
     Made on the CPU and copied, so that no device's own `ndtri` can differ.
     """
     p = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
-    return torch.special.ndtri(p).to(torch.bfloat16).to(device)
+    quantiles: Tensor = torch.special.ndtri(p)
+    return quantiles.to(torch.bfloat16).to(device)
 
 
 @cache
