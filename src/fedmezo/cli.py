@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add(commands, "run", _run, "train as a configuration says")
     _add(commands, "check", _check, "read a configuration and say what is wrong with it")
+    _add_report(commands)
     return parser
 
 
@@ -70,6 +71,14 @@ def _add(
     )
     parser.add_argument("--cfg", type=Path, metavar="FILE", help="the file; keys may then also be given as: key value")
     parser.set_defaults(command=command)
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    summary = "draw a run again, or several runs together"
+    parser = commands.add_parser("report", help=summary, description=summary)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the comparison (default: beside the first)")
+    parser.set_defaults(command=_report)
 
 
 def _load(options: argparse.Namespace) -> Loaded:
@@ -102,6 +111,23 @@ def _check(options: argparse.Namespace) -> int:
     for notice in notices:
         print(f"notice: {notice}")
     print("ok")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from fedmezo.console import show_comparison
+    from fedmezo.report import compare, write_report
+
+    runs: list[Path] = options.runs
+    if len(runs) == 1:
+        for path in write_report(runs[0]):
+            print(path)
+        return 0
+    out: Path = options.out or runs[0].resolve().parent / "comparison"
+    show_comparison(Console(), compare(runs, out))
+    print(f"pictures and page in {out}")
     return 0
 
 

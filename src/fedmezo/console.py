@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,8 +27,9 @@ from fedmezo.summary import Comparison, Summary, human_bytes, human_seconds, sum
 
 LOG_FILE = "log.txt"
 MAX_CLIENTS_SHOWN = 20
-MAX_CATEGORIES_SHOWN = 8
+WIDTH_OF_PARTITION_FRAME = 45  # the columns that every partition table has, and that of the other categories
 MAX_SAMPLE_CHARACTERS = 400
+COLUMN_GAP = 2
 WIDTH_FOR_A_BAR = 105  # a narrower terminal needs its columns for the figures
 REFRESHES_PER_SECOND = 4  # more would take time from training on a small machine
 
@@ -183,12 +185,12 @@ def show_partition(console: Console, parts: Mapping[str, Sequence[Mapping[str, i
         console: where to write.
         parts: for train, val and test, each client's number of examples by category.
     """
-    categories = _categories(parts)
+    categories = _categories(parts, console.width - WIDTH_OF_PARTITION_FRAME)
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("part", "client"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     for heading in [*categories.shown, *(["others"] if categories.hidden else []), "all"]:
-        table.add_column(Text(heading), justify="right", overflow="fold")
+        table.add_column(Text(heading), justify="right", no_wrap=True)
     for part, clients in parts.items():
         for client, counts in enumerate(clients[:MAX_CLIENTS_SHOWN]):
             table.add_row(PART_TITLES.get(part, part) if client == 0 else "", str(client), *categories.cells(counts))
@@ -258,13 +260,14 @@ class _Categories:
         ]
 
 
-def _categories(parts: Mapping[str, Sequence[Mapping[str, int]]]) -> _Categories:
-    """Return the categories in alphabetical order, the largest alone shown where there are too many."""
+def _categories(parts: Mapping[str, Sequence[Mapping[str, int]]], width: int) -> _Categories:
+    """Return the categories in alphabetical order, the largest alone where all do not fit in so many characters."""
     total = _sum([counts for clients in parts.values() for counts in clients])
     by_size = sorted(total, key=lambda name: (-total[name], name))
     if len(by_size) == 1:
         return _Categories((), ())  # the column of all says it already
-    shown = by_size if len(by_size) <= MAX_CATEGORIES_SHOWN else by_size[: MAX_CATEGORIES_SHOWN - 1]
+    widths = accumulate(max(len(name), len(f"{total[name]:,}")) + COLUMN_GAP for name in by_size)
+    shown = by_size[: sum(used <= width for used in widths)]
     return _Categories(tuple(sorted(shown)), tuple(by_size[len(shown) :]))
 
 

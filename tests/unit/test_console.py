@@ -155,7 +155,7 @@ def test_one_category_needs_no_column_of_its_own() -> None:
 
 
 def test_many_clients_and_categories_are_summed_up() -> None:
-    console = plain_console(width=120)
+    console = plain_console(width=95)
     show_partition(console, {"train": [{f"c{index:02d}": index + 1 for index in range(12)} for _ in range(300)]})
     table = lines(console)
     assert table[2].split() == ["part", "client", "c05", "c06", "c07", "c08", "c09", "c10", "c11", "others", "all"]
