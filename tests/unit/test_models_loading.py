@@ -15,7 +15,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fedmezo.errors import ModelError
-from fedmezo.models import hardware
+from fedmezo.models import hardware, loading
 from fedmezo.models.fingerprint import base_hash
 from fedmezo.models.hardware import choose_device, choose_dtype
 from fedmezo.models.loading import load_base, locate
@@ -128,6 +128,29 @@ def test_hub_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "model 'some/model' is not on this machine" in message
     assert "hf download some/model --local-dir DIR" in message
     assert f"copy the hub's cache folder to {tmp_path} (llm.cache.model)" in message
+
+
+def test_what_the_hub_left_on_disk_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    kept = tmp_path / "models--some--model"
+    save_model(kept / "snapshots" / "abc")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("abc")
+    model, _ = load_base("some/model@huggingface_llm", str(tmp_path), torch.float32, CPU)
+    assert model.name_or_path == "some/model"
+
+
+def test_sentencepiece_file_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_args: object) -> None:
+        raise ValueError("`tiktoken` is required to read a `tiktoken` file.")  # what transformers says then
+
+    monkeypatch.setattr(loading, "_read", read)
+    monkeypatch.setattr(loading, "find_spec", lambda _name: None)
+    with pytest.raises(ModelError, match=r"\(tokenizer\.model\): `pip install sentencepiece`"):
+        load(tmp_path)
 
 
 def test_directory_without_a_model(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from fedmezo.errors import ModelError
@@ -28,7 +29,7 @@ _LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, Saf
 
 def load_base(
     name: str, cache_dir: str | None, dtype: torch.dtype, device: torch.device
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A frozen base model in evaluation mode, and its tokenizer, with every special token that training needs.
 
     Args:
@@ -45,8 +46,13 @@ def load_base(
         tokenizer, model, report = _read(source, cache_dir or None, dtype)
     if report["missing_keys"]:
         raise ModelError(f"model {source!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}")
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"model {source!r} has no fast tokenizer (a file tokenizer.json): convert it with transformers"
+        )
     complete_vocabulary(model, tokenizer)
     model.config.use_cache = False
+    model.name_or_path = source  # what a saved adapter names as its base
     return model.requires_grad_(False).eval().to(device), tokenizer
 
 
@@ -76,25 +82,31 @@ def locate(name: str) -> str:
 
 def _read(source: str, cache: str | None, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]:
     """Tokenizer, model and loading report, from the disk if all of it is there, else from the hub."""
-    try:
-        return _read_from(source, cache, dtype, local_only=True)
-    except OSError:
-        if Path(source).is_dir():
-            raise
+    folder = _folder(source, cache)
+    if folder is not None:
+        try:
+            return _read_from(folder, None, dtype)  # by its path: by its name, transformers asks the hub all the same
+        except OSError:
+            if folder == source:
+                raise
     _require_hub(source, cache)
-    return _read_from(source, cache, dtype, local_only=False)
+    return _read_from(source, cache, dtype)
 
 
-def _read_from(
-    source: str, cache: str | None, dtype: torch.dtype, *, local_only: bool
-) -> tuple[Any, Any, dict[str, Any]]:
-    tokenizer = AutoTokenizer.from_pretrained(
-        source, cache_dir=cache, local_files_only=local_only, padding_side="right", use_fast=True
-    )
+def _folder(source: str, cache: str | None) -> str | None:
+    """The directory given, or the one in the hub's cache, whose files may be incomplete."""
+    if Path(source).is_dir():
+        return source
+    try:
+        return snapshot_download(source, cache_dir=cache, local_files_only=True)
+    except (OSError, ValueError):  # not there; not a name that the hub could know
+        return None
+
+
+def _read_from(source: str, cache: str | None, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]:
+    tokenizer = AutoTokenizer.from_pretrained(source, cache_dir=cache, padding_side="right", use_fast=True)
     auto_model: Any = AutoModelForCausalLM  # what it returns with `output_loading_info` is not in its annotations
-    model, report = auto_model.from_pretrained(
-        source, cache_dir=cache, local_files_only=local_only, dtype=dtype, output_loading_info=True
-    )
+    model, report = auto_model.from_pretrained(source, cache_dir=cache, dtype=dtype, output_loading_info=True)
     return tokenizer, model, report
 
 
@@ -130,8 +142,15 @@ def _explained(source: str) -> Iterator[None]:
     except _LOADING_ERRORS as error:
         reason = str(error).strip() or type(error).__name__
         raise ModelError(
-            f"model {source!r} cannot be loaded as a causal language model with its tokenizer: {reason}"
+            f"model {source!r} cannot be loaded as a causal language model with its tokenizer: {reason}{_hint(reason)}"
         ) from error
+
+
+def _hint(reason: str) -> str:
+    """What to do about a tokenizer.model file: without SentencePiece, transformers takes it for another kind."""
+    if find_spec("sentencepiece") is None and ("tiktoken" in reason or "sentencepiece" in reason.lower()):
+        return " If its tokenizer is a SentencePiece file (tokenizer.model): `pip install sentencepiece`"
+    return ""
 
 
 @contextmanager
