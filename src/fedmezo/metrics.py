@@ -32,7 +32,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedmezo.data.atomic import replacing
+from fedmezo.atomic import replacing
 from fedmezo.errors import ConfigError, RunError
 
 METRICS_FILE = "metrics.jsonl"

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from fedmezo.data.atomic import replacing
+from fedmezo.atomic import replacing
 from fedmezo.errors import RunError
 from fedmezo.metrics import METRICS_FILE, Metric, read_metrics
 from fedmezo.plots import draw_run, draw_runs, png

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from fedmezo.data.atomic import replacing
+from fedmezo.atomic import replacing
 from fedmezo.errors import RunError
 
 CONFIG_FILE = "config.yaml"

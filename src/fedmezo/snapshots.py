@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fedmezo.data.atomic import replacing
+from fedmezo.atomic import replacing
 from fedmezo.errors import RunError
 from fedmezo.zo.arithmetic import state_hash
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmezo.data.atomic import replacing
+from fedmezo.atomic import replacing
 from fedmezo.errors import DataError
 
 Arrays = dict[str, NDArray[Any]]

@@ -9,7 +9,7 @@ from typing import BinaryIO
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from fedmezo.data.atomic import replacing
+from fedmezo.atomic import replacing
 from fedmezo.data.parse import what_instead_of_data
 from fedmezo.errors import DataError
 
