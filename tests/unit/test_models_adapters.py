@@ -138,6 +138,11 @@ def test_bias_of_a_half_precision_base_is_refused() -> None:
             LORA | {"target_modules": ["q_proj", "query"]},
             "target_modules names 'query', which LlamaForCausalLM does not have; it has down_proj, gate_proj, .*v_proj",
         ),
+        (LORA | {"modules_to_save": ["score"]}, "modules_to_save names 'score', which LlamaForCausalLM does not have"),
+        (
+            LORA | {"init_lora_weights": "pissa"},
+            "init_lora_weights is 'pissa', which changes the base weights or needs data; it must be one of True,",
+        ),
         (LORA | {"target_modules": ".*query"}, "PEFT refuses: .*[Tt]arget modules"),
         ({"adapter_method": "prefix"}, "adapter_method 'prefix' needs num_virtual_tokens, a whole number above 0"),
         ({"adapter_method": "prompt", "num_virtual_tokens": 0}, "num_virtual_tokens, .* above 0; it is 0"),

@@ -58,6 +58,8 @@ _FILLED_BY_PEFT = {
     "inference_mode",
     "runtime_config",
 }
+_MODULE_KEYS = ("target_modules", "exclude_modules", "modules_to_save")
+_LORA_INITIALISATIONS = (True, False, "gaussian", "orthogonal")
 _CONSTRUCTOR_QUERY = 1
 """Query word of the draw that seeds PEFT's constructors: the tensors drawn here take query 0."""
 
@@ -83,7 +85,7 @@ def attach_adapter(base: PreTrainedModel, args: Mapping[str, object], seed: int)
         torch.default_generator.manual_seed(low | high << 32)
         try:
             model = get_peft_model(base, config, adapter_name=ADAPTER_NAME)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, ImportError) as error:
             raise ModelError(f"llm.adapter.args {dict(args)}: PEFT refuses: {error}") from error
     if isinstance(config, LoraConfig) and config.init_lora_weights is True:
         _redraw_lora_(model, seed)
@@ -99,12 +101,13 @@ def adapter_config(args: Mapping[str, object], base: PreTrainedModel) -> PeftCon
     keys: dict[str, Any] = {key: value for key, value in args.items() if key not in _OURS}
     cls = _config_class(args)
     _check_keys(keys, cls, str(args["adapter_method"]))
-    _check_targets(keys, base)
+    _check_initialisation(keys)
+    _check_modules(keys, base)
     if "fan_in_fan_out" in _key_names(cls):  # layers of GPT-2 store their weight transposed; PEFT warns when untold
         keys.setdefault("fan_in_fan_out", any(isinstance(module, Conv1D) for module in base.modules()))
     try:
         return cls(task_type=TaskType.CAUSAL_LM, **keys)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise ModelError(f"llm.adapter.args {dict(args)}: PEFT refuses: {error}") from error
 
 
@@ -188,18 +191,27 @@ def _check_keys(keys: Mapping[str, object], cls: type[PeftConfig], method: str) 
         )
 
 
-def _check_targets(keys: Mapping[str, object], base: PreTrainedModel) -> None:
-    """Every entry of a list of target modules must fit one: PEFT is content when a single one does."""
-    targets = keys.get("target_modules")
-    if not isinstance(targets, list | tuple | set):
-        return
+def _check_initialisation(keys: Mapping[str, object]) -> None:
+    """The base weights are what their hash in the journal says: PiSSA, OLoRA and the like would change them."""
+    chosen = keys.get("init_lora_weights", True)
+    if chosen not in _LORA_INITIALISATIONS:
+        raise ModelError(
+            f"llm.adapter.args: init_lora_weights is {chosen!r}, which changes the base weights or needs data; "
+            f"it must be one of {', '.join(str(value) for value in _LORA_INITIALISATIONS)}"
+        )
+
+
+def _check_modules(keys: Mapping[str, object], base: PreTrainedModel) -> None:
+    """Every entry of a list of modules must fit one: PEFT is content when a single one does."""
     names = [name for name, _ in base.named_modules()]
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise ModelError(
-                f"llm.adapter.args: target_modules names {target!r}, which {type(base).__name__} does not have; "
-                f"it has {', '.join(_linear_names(base))}"
-            )
+    for key in _MODULE_KEYS:
+        wanted = keys.get(key)
+        for module in wanted if isinstance(wanted, list | tuple | set) else ():
+            if not any(name == module or name.endswith(f".{module}") for name in names):
+                raise ModelError(
+                    f"llm.adapter.args: {key} names {module!r}, which {type(base).__name__} does not have; "
+                    f"it has {', '.join(_linear_names(base))}"
+                )
 
 
 def _linear_names(base: PreTrainedModel) -> list[str]:
