@@ -11,18 +11,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from fedmezo.errors import ModelError
 from fedmezo.models.causal_lm import CausalLM
 from fedmezo.records import IGNORE_LABEL, Batch, Differentiable
 
-ADAPTER = {"adapter_method": "lora", "r": 2, "lora_dropout": 0.5}
+ADAPTER: dict[str, object] = {"adapter_method": "lora", "r": 2, "lora_dropout": 0.5}
 
 
-def build() -> CausalLM:
+def build(adapter: dict[str, object] = ADAPTER) -> CausalLM:
     config = LlamaConfig(vocab_size=20, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         base: Any = LlamaForCausalLM(config)
-    return CausalLM(base.requires_grad_(False).eval(), ADAPTER, seed=1)
+    return CausalLM(base.requires_grad_(False).eval(), adapter, seed=1)
 
 
 def batch_of(length: int) -> Batch:
@@ -98,3 +99,31 @@ def test_lanes_and_batches_must_pair() -> None:
     lm = build()
     with pytest.raises(ValueError, match="zip"):
         lm.losses([lm.flat()], [batch_of(6), batch_of(6)])
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [ADAPTER, {"adapter_method": "prefix", "num_virtual_tokens": 2}, {"adapter_method": "ia3"}],
+    ids=["lora", "prefix", "ia3"],
+)
+def test_reading_what_was_saved(tmp_path: Path, adapter: dict[str, object]) -> None:
+    lm = build(adapter)
+    theta = lm.flat() + 0.5
+    lm.save_adapter(theta, tmp_path)
+    assert torch.equal(lm.read_adapter(tmp_path), theta)
+    assert torch.equal(lm.flat(), theta)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"adapter_method": "prefix", "num_virtual_tokens": 2, "prefix_projection": True},
+        {"adapter_method": "p-tuning", "num_virtual_tokens": 2, "encoder_hidden_size": 4},
+    ],
+    ids=["prefix", "p-tuning"],
+)
+def test_an_encoder_cannot_be_read_back(tmp_path: Path, adapter: dict[str, object]) -> None:
+    lm = build(adapter)
+    lm.save_adapter(lm.flat(), tmp_path)
+    with pytest.raises(ModelError, match="holds its encoder's output"):
+        lm.read_adapter(tmp_path)

@@ -131,12 +131,15 @@ def read_adapter(model: PeftModel, directory: Path) -> None:
         directory: a folder that `write_adapter` or PEFT's `save_pretrained` wrote, or a run's folder.
 
     Raises:
-        ModelError: no adapter is there, it is damaged, or it does not fit the model; p-tuning, whose saved form does
-            not hold what is trained.
+        ModelError: no adapter is there, it is damaged, or it does not fit the model; p-tuning and
+            projected prefixes, whose saved form does not hold what is trained.
     """
     folder = directory / "adapter" if (directory / "adapter").is_dir() else directory
-    if model.peft_config[ADAPTER_NAME].peft_type == PeftType.P_TUNING:
-        raise ModelError("federate.restore_from: a saved p-tuning adapter holds the encoder's output, not its weights")
+    config = model.peft_config[ADAPTER_NAME]
+    if config.peft_type == PeftType.P_TUNING or (isinstance(config, PrefixTuningConfig) and config.prefix_projection):
+        raise ModelError(
+            "federate.restore_from: the saved adapter holds its encoder's output, not the encoder's weights"
+        )
     path = folder / "adapter_model.safetensors"
     try:
         state = load(path.read_bytes())
