@@ -25,7 +25,6 @@ from fedmezo.journal import JOURNAL_FILE, JournalWriter
 from fedmezo.metrics import METRICS_FILE, Metric, MetricsFile, Sink, TensorBoard, WeightsAndBiases, read_metrics
 from fedmezo.models.generate import answers
 from fedmezo.records import RoundRecord
-from fedmezo.report import write_report
 from fedmezo.run_directory import (
     ADAPTER_FOLDER,
     BEST_ADAPTER_FOLDER,
@@ -136,6 +135,8 @@ def train(
 
 def finish(this: Run, training: Training) -> None:
     """Write the adapters and the report, and show what came out."""
+    from fedmezo.report import write_report  # matplotlib takes most of a second, which the first step need not wait for
+
     config, model, console = this.config, this.tuned.model, this.log.console
     state = training.state
     if state.round < config.federate.total_round_num:
