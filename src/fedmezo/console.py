@@ -165,7 +165,7 @@ def work_progress(
     bar = _bar(console, clock)
     task = bar.add_task(escape(description), total=None, figures="")
     start = clock()
-    figures = "nothing to do"
+    figures = ""
 
     def show(done: int, total: int | None) -> None:
         nonlocal figures
@@ -174,7 +174,7 @@ def work_progress(
 
     with bar:
         yield show
-    if not console.is_interactive:
+    if figures and not console.is_interactive:  # work that was never reported on had nothing to do
         _print_plain(console, f"{description}: {figures}, {human_seconds(clock() - start)}")
 
 
