@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from fedmezo.config import Config
 from fedmezo.console import work_progress
 from fedmezo.data.encode import EncodedDataset, encode_examples
+from fedmezo.data.fingerprint import dataset_hash, partition_hash
 from fedmezo.data.partition import Partition, partition, subsample
 from fedmezo.data.shard import Schedule, Shard
 from fedmezo.data.sources import load_examples, without_rare_categories
@@ -175,10 +176,11 @@ def make_shards(config: Config, holdings: Holdings, device: torch.device) -> dic
     }
 
 
-def make_header(config: Config, tuned: TunedModel, theta: Tensor) -> Header:
+def make_header(config: Config, tuned: TunedModel, holdings: Holdings, theta: Tensor) -> Header:
     """The journal's first line, for a run that starts from theta (d,)."""
     return Header(
         seed=config.seed,
+        rounds=config.federate.total_round_num,
         protocol=config.federate.protocol,
         noise=config.train.zo.noise,
         eps=config.train.zo.eps,
@@ -188,6 +190,8 @@ def make_header(config: Config, tuned: TunedModel, theta: Tensor) -> Header:
         dtype=str(tuned.dtype).removeprefix("torch."),
         adapter=config.llm.adapter.args[0].model_dump(),
         theta_hash=state_hash(theta),
+        data_hash=dataset_hash(holdings.dataset),
+        partition_hash=partition_hash(holdings.partition),
         segments=tuned.model.segments,
     )
 

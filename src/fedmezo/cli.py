@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FedMeZOError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(interrupt.args[0] if interrupt.args else "interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -50,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add(commands, "run", _run, "train as a configuration says")
     _add(commands, "check", _check, "read a configuration and say what is wrong with it")
+    _add_resume(commands)
+    _add_replay(commands)
     _add_report(commands)
     return parser
 
@@ -81,6 +83,33 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.set_defaults(command=_report)
 
 
+def _add_resume(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "resume", _resume, "go on with a run that was stopped")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--force", action="store_true", help="go on although something is not as it was; the journal keeps a remark"
+    )
+
+
+def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "replay", _replay, "rebuild a run's adapter from its journal, and check every state")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument("--to-round", type=int, metavar="N", help="stop after N rounds, whatever follows them")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the adapter there")
+    parser.add_argument("--model", metavar="BASE", help="the base model, if it is not where the run had it")
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    command: Callable[[argparse.Namespace], int],
+    summary: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=summary)
+    parser.set_defaults(command=command)
+    return parser
+
+
 def _load(options: argparse.Namespace) -> Loaded:
     words: list[str] = options.words
     path: Path | None = options.cfg
@@ -97,6 +126,18 @@ def _run(options: argparse.Namespace) -> int:
     from fedmezo.experiment import run  # imports torch
 
     return run(config, notices)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from fedmezo.resume import resume  # imports torch
+
+    return resume(options.run, force=options.force)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from fedmezo.replay import replay  # imports torch
+
+    return replay(options.run, to_round=options.to_round, out=options.out, base=options.model)
 
 
 def _require_one_machine(config: Config) -> None:

@@ -26,6 +26,12 @@ class RunError(FedMeZOError, RuntimeError):
     """A run directory is missing, damaged, in use, or does not fit what was asked of it."""
 
 
+class StorageError(FedMeZOError):
+    """A file could not be read or written while a run was at work: a full disk, a folder that became read-only."""
+
+    exit_code = 1
+
+
 class TrainingError(FedMeZOError, RuntimeError):
     """Training itself failed: every loss non-finite, too few usable reports."""
 

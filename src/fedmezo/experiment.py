@@ -19,9 +19,10 @@ from fedmezo.assemble import Holdings, TunedModel
 from fedmezo.config import Config
 from fedmezo.console import RoundProgress, RunLog, Sample, show_partition, show_samples, show_summary
 from fedmezo.engines.simulation import Simulation
+from fedmezo.errors import RunError, StorageError
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.round import ServerState, initial_state
-from fedmezo.journal import JOURNAL_FILE, JournalWriter
+from fedmezo.journal import JOURNAL_FILE, JournalWriter, read_journal
 from fedmezo.metrics import METRICS_FILE, Metric, MetricsFile, Sink, TensorBoard, WeightsAndBiases, read_metrics
 from fedmezo.models.generate import answers
 from fedmezo.records import RoundRecord
@@ -67,20 +68,55 @@ def run(config: Config, notices: Sequence[str] = ()) -> int:
     """
     console = Console()
     folder = new_run_directory(Path(config.outdir), config.expname or _default_name(config))
-    with locked(folder), RunLog(console, folder) as log:
+    with at_work(console, folder) as log:
+        write_text(folder / CONFIG_FILE, config.to_yaml())  # first: all that a resume needs
         log.line(f"run {folder}")
         for notice in notices:
             logger.warning(notice)
-        this = load_parts(config, folder, log)
-        write_text(folder / CONFIG_FILE, config.to_yaml())
-        write_text(folder / PARTITION_FILE, this.holdings.partition.to_json() + "\n")
-        write_environment(folder, environment(this.tuned.model.device, lanes=1))
-        journal = JournalWriter.create(folder / JOURNAL_FILE, assemble.make_header(config, this.tuned, this.theta))
-        return train(this, journal, initial_state(this.theta.clone()))
+        return start(config, folder, log)
 
 
-def load_parts(config: Config, folder: Path, log: RunLog) -> Run:
-    """Load the model and the data, and show how they are divided."""
+@contextmanager
+def at_work(console: Console, folder: Path) -> Iterator[RunLog]:
+    """Hold a run's folder alone, with its log open, and say how to go on where something from outside ends the work.
+
+    Raises:
+        StorageError: a file could not be read or written.
+        KeyboardInterrupt: as it came, with that message.
+    """
+    with locked(folder):
+        try:
+            with RunLog(console, folder) as log:
+                yield log
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted; {_what_is_safe(folder)}") from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise StorageError(f"{where}{error.strerror or error}; {_what_is_safe(folder)}") from error
+
+
+def _what_is_safe(folder: Path) -> str:
+    try:
+        rounds = read_journal(folder / JOURNAL_FILE).next_round
+    except RunError:
+        rounds = 0
+    kept = f"all up to round {rounds} is safe" if rounds else "no round was lost"
+    return f"{kept}. To go on: fedmezo resume {folder}"
+
+
+def start(config: Config, folder: Path, log: RunLog) -> int:
+    """Begin a run whose folder holds its configuration, and bring it to its end; returns the exit code."""
+    this = load_parts(config, folder, log)
+    write_text(folder / PARTITION_FILE, this.holdings.partition.to_json() + "\n")
+    description = environment(this.tuned.model.device, lanes=1)
+    write_environment(folder, description, config.model_dump(mode="json"))
+    header = assemble.make_header(config, this.tuned, this.holdings, this.theta)
+    journal = JournalWriter.create(folder / JOURNAL_FILE, header)
+    return train(this, journal, initial_state(this.theta.clone()))
+
+
+def load_parts(config: Config, folder: Path, log: RunLog, initial: Tensor | None = None) -> Run:
+    """Load the model and the data, and show how they are divided; `initial` is theta (d,) where it is known."""
     tuned = assemble.load_model(config)
     for notice in tuned.notices:
         logger.warning(notice)
@@ -94,7 +130,10 @@ def load_parts(config: Config, folder: Path, log: RunLog) -> Run:
         )
     show_partition(log.console, assemble.category_counts(holdings.partition))
     restored = config.federate.restore_from
-    theta = tuned.model.read_adapter(Path(restored)) if restored else tuned.theta
+    if initial is not None:
+        theta = initial.to(tuned.model.device)
+    else:
+        theta = tuned.model.read_adapter(Path(restored)) if restored else tuned.theta
     return Run(config, folder, log, tuned, holdings, theta)
 
 
@@ -130,6 +169,7 @@ def train(
         this.log.line(f"stopped after round {training.state.round}; to go on: fedmezo resume {this.folder}")
         return INTERRUPTED
     finish(this, training)
+    journal.end(training.state.round)
     return 0
 
 

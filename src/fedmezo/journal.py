@@ -1,8 +1,9 @@
 """The journal: an append-only log that, with the base model, gives the weights of every round bit for bit.
 
 `journal.jsonl` holds one JSON object per line: a header, then a line per closed round, written last and flushed, so
-that a line is the commit of its round. Each line ends with `chain`, a hash of its own text and of the line before it: a
-changed, missing, doubled or reordered line breaks the chain and is named. Scalars are base64 of little-endian
+that a line is the commit of its round, and an end once the results are written. Each line ends with `chain`, a hash of
+its own text and of the line before it: a changed, missing, doubled or reordered line breaks the chain and is named.
+Lines that are missing at the end break nothing, but the end is then missing too. Scalars are base64 of little-endian
 bfloat16; other floats are written so that they read back equal.
 """
 
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fedmezo.atomic import naming, replacing
 from fedmezo.errors import RunError
 from fedmezo.records import Contribution, Refusal, RoundRecord, Segment
 from fedmezo.zo.arithmetic import decode_scalars, encode_scalars
@@ -31,9 +33,10 @@ _TAIL = len(_CHAIN_KEY) + _CHAIN_CHARACTERS + len('"}')
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What replay needs besides the rounds and the base model itself."""
+    """What replay needs besides the rounds and the base model itself, and what a resumed run must agree with."""
 
     seed: int
+    rounds: int  # as planned; an early stop makes fewer
     protocol: str  # `scalars` or `weights`; only the first can be replayed
     noise: str
     eps: float
@@ -43,6 +46,8 @@ class Header:
     dtype: str  # of the base weights
     adapter: Mapping[str, Any]  # the PEFT method and its keys, as configured
     theta_hash: str  # of the initial theta
+    data_hash: str  # of the encoded examples
+    partition_hash: str  # of who holds which of them
     segments: tuple[Segment, ...]  # canonical order and shapes
 
 
@@ -56,11 +61,17 @@ class Journal:
     chain: str  # of the last line
     size: int  # bytes up to the end of the last complete line
     truncated: bool  # an incomplete last line follows
+    ended: bool  # the run's results were written after the last round
 
     @property
     def next_round(self) -> int:
         """The first round that is not recorded."""
         return len(self.records)
+
+    @property
+    def hashes(self) -> list[str]:
+        """The state hash before each round, and after the last."""
+        return [self.header.theta_hash, *(record.state_hash for record in self.records)]
 
 
 class JournalWriter:
@@ -77,21 +88,23 @@ class JournalWriter:
 
     @classmethod
     def create(cls, path: Path, header: Header) -> JournalWriter:
-        """Start a new journal with its header.
+        """Start a new journal with its header: it is there whole or not at all.
 
         Raises:
             FileExistsError: there is one already.
         """
-        path.touch(exist_ok=False)
-        writer = cls(path, _CHAIN_START)
-        writer._append({"kind": "header", "format": FORMAT_VERSION, **_header_fields(header)})
-        return writer
+        if path.exists():
+            raise FileExistsError(f"{path} is there already")
+        line, chain = _line(_CHAIN_START, {"kind": "header", "format": FORMAT_VERSION, **_header_fields(header)})
+        with replacing(path) as file:
+            file.write(line)
+        return cls(path, chain)
 
     @classmethod
     def reopen(cls, path: Path, journal: Journal) -> JournalWriter:
         """Go on with a journal that was read; an incomplete last line is cut off."""
         if journal.truncated:
-            with path.open("r+b") as file:
+            with naming(path), path.open("r+b") as file:
                 file.truncate(journal.size)
                 os.fsync(file.fileno())
         return cls(path, journal.chain)
@@ -104,20 +117,27 @@ class JournalWriter:
         """Record something a later reader must know, such as a forced resume."""
         self._append({"kind": "remark", "text": text})
 
+    def end(self, rounds: int) -> None:
+        """Record that the run is over after so many rounds and its results are written."""
+        self._append({"kind": "end", "rounds": rounds})
+
     def _append(self, fields: Mapping[str, Any]) -> None:
-        body = json.dumps(fields, separators=(",", ":"), allow_nan=False)
-        chain = _chained(self._chain, body)
-        with self._path.open("ab") as file:
-            file.write(f'{body[:-1]}{_CHAIN_KEY}{chain}"}}\n'.encode())
+        line, chain = _line(self._chain, fields)
+        with naming(self._path), self._path.open("ab") as file:
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
         self._chain = chain
 
 
-def read_journal(path: Path) -> Journal:
+def read_journal(path: Path, to_round: int | None = None) -> Journal:
     """Read and check a journal.
 
     An incomplete last line, the trace of a write that was cut short, is left out and flagged.
+
+    Args:
+        path: the file.
+        to_round: read only so many rounds; what follows them may be damaged.
 
     Raises:
         RunError: the file is missing, or a line is damaged, missing, doubled or out of order, with the line's number
@@ -130,6 +150,8 @@ def read_journal(path: Path) -> Journal:
     lines = content.split(b"\n")
     reader = _Reader(path)
     for number, line in enumerate(lines[:-1], start=1):
+        if reader.header is not None and len(reader.records) == to_round:
+            break
         reader.read(number, line)
     if reader.header is None:
         raise RunError(f"{path}: the journal has no complete header line, so nothing was committed; start a new run")
@@ -140,6 +162,7 @@ def read_journal(path: Path) -> Journal:
         chain=reader.chain,
         size=len(content) - len(lines[-1]),
         truncated=bool(lines[-1]),
+        ended=reader.ended,
     )
 
 
@@ -152,6 +175,7 @@ class _Reader:
         self.header: Header | None = None
         self.records: list[RoundRecord] = []
         self.remarks: list[str] = []
+        self.ended = False
 
     def read(self, number: int, line: bytes) -> None:
         fields = self._checked(number, line)
@@ -161,8 +185,11 @@ class _Reader:
                 self.header = _header(fields)
             elif kind == "round" and self.header is not None and fields["round"] == len(self.records):
                 self.records.append(_record(fields))
+                self.ended = False  # a forced resume may go on behind an end
             elif kind == "remark":
                 self.remarks.append(fields["text"])
+            elif kind == "end" and fields["rounds"] == len(self.records):
+                self.ended = True
             else:
                 raise ValueError(f"a line of kind {kind!r} is not expected here")
         except (KeyError, TypeError, ValueError) as error:
@@ -198,6 +225,13 @@ class _Reader:
             return "no round before it can be used"
         count = len(self.records)
         return f"rounds 0 to {count - 1} before it are sound (fedmezo replay RUN --to-round {count})"
+
+
+def _line(previous: str, fields: Mapping[str, Any]) -> tuple[bytes, str]:
+    """A line with its end, and its chain."""
+    body = json.dumps(fields, separators=(",", ":"), allow_nan=False)
+    chain = _chained(previous, body)
+    return f'{body[:-1]}{_CHAIN_KEY}{chain}"}}\n'.encode(), chain
 
 
 def _chained(previous: str, body: str) -> str:

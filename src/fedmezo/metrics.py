@@ -25,6 +25,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -32,7 +33,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedmezo.atomic import replacing
+from fedmezo.atomic import naming, replacing
 from fedmezo.errors import ConfigError, RunError
 
 METRICS_FILE = "metrics.jsonl"
@@ -96,19 +97,23 @@ class Sink(Protocol):
 
 
 class MetricsFile:
-    """Appends to metrics.jsonl. What a call to `write` was given survives the process being killed."""
+    """Appends to metrics.jsonl. What a call to `write` was given is on disk when it returns."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8", newline="\n")
+        self._path = run_dir / METRICS_FILE
+        self._file = self._path.open("a", encoding="utf-8", newline="\n")
 
     def write(self, metrics: Sequence[Metric]) -> None:
         """Append one line for each metric."""
-        self._file.write("".join(map(_line, metrics)))
-        self._file.flush()
+        with naming(self._path):
+            self._file.write("".join(map(_line, metrics)))
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
 
 
 class TensorBoard:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +25,8 @@ PARTITION_FILE = "partition.json"
 LOCK_FILE = ".lock"
 ADAPTER_FOLDER = "adapter"
 BEST_ADAPTER_FOLDER = "adapter_best"
+
+ENVIRONMENT_VERSION = 1
 
 _PACKAGES = ("fedmezo", "torch", "transformers", "peft", "tokenizers", "numpy", "safetensors")
 
@@ -82,15 +85,58 @@ def environment(device: torch.device, lanes: int) -> dict[str, object]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "machine": torch.cuda.get_device_name(device) if on_gpu else _processor(),
         "device": device.type,
+        "instructions": "cuda" if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "lanes": lanes,
     }
 
 
-def write_environment(run_dir: Path, description: Mapping[str, object]) -> None:
-    """Keep the description, and when the run started, beside the results."""
-    document = {"version": 1, **description, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+def write_environment(run_dir: Path, description: Mapping[str, object], config: Mapping[str, object]) -> None:
+    """Keep the description, the configuration, and when the run started: what a resumed run is compared with."""
+    started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    document = {"version": ENVIRONMENT_VERSION, **description, "started": started, "config": config}
     write_text(run_dir / ENVIRONMENT_FILE, json.dumps(document, indent=2) + "\n")
+
+
+def read_environment(run_dir: Path) -> dict[str, Any]:
+    """Read what `write_environment` wrote.
+
+    Raises:
+        RunError: the file is missing, damaged or of another version.
+    """
+    path = run_dir / ENVIRONMENT_FILE
+    try:
+        document = json.loads(path.read_text())
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RunError(f"{path}: damaged: it is no JSON ({error})") from error
+    found = document.get("version") if isinstance(document, dict) else None
+    if found != ENVIRONMENT_VERSION:
+        raise RunError(f"{path}: format version {found}; this fedmezo reads {ENVIRONMENT_VERSION}")
+    return dict(document)
+
+
+def differences(recorded: Mapping[str, Any], present: Mapping[str, Any], ignored: frozenset[str]) -> list[str]:
+    """Say what differs between two nested mappings, key by key; `ignored` names keys, or whole branches, in dots."""
+    then, now = dict(_leaves(recorded, "", ignored)), dict(_leaves(present, "", ignored))
+    keys = [*then, *(key for key in now if key not in then)]
+    return [
+        f"{key}: {then.get(key, 'nothing')} then, {now.get(key, 'nothing')} now"
+        for key in keys
+        if (key in then) != (key in now) or then.get(key) != now.get(key)
+    ]
+
+
+def _leaves(branch: Mapping[str, Any], prefix: str, ignored: frozenset[str]) -> Iterator[tuple[str, Any]]:
+    for name, value in branch.items():
+        key = f"{prefix}{name}"
+        if key in ignored:
+            continue
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{key}.", ignored)
+        else:
+            yield key, value
 
 
 def _processor() -> str:
