@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -34,6 +33,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from fedmezo.atomic import replacing
 from fedmezo.errors import ModelError
 from fedmezo.models.flat import ADAPTER_NAME, trainable_parameters
 from fedmezo.zo.noise import Purpose, Stream, words
@@ -246,6 +246,5 @@ def _config_json(config: PeftConfig) -> str:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write(content)
