@@ -161,15 +161,20 @@ def make_work(config: Config, tuned: TunedModel) -> ClientWork:
     )
 
 
-def make_shards(config: Config, holdings: Holdings, device: torch.device) -> dict[int, Shard]:
-    """Every client's training examples and its order through them."""
+def make_schedule(config: Config) -> Schedule:
+    """How much a client does in a round."""
     steps = config.train.local_update_steps
     accumulated = config.grad.grad_accum_count if config.trainer.type != MEZO else 1
-    schedule = (
+    return (
         Schedule(config.dataloader.batch_size, batches=steps * accumulated)
         if config.train.batch_or_epoch == "batch"
         else Schedule(config.dataloader.batch_size, passes=steps)
     )
+
+
+def make_shards(config: Config, holdings: Holdings, device: torch.device) -> dict[int, Shard]:
+    """Every client's training examples and its order through them."""
+    schedule = make_schedule(config)
     return {
         client: Shard(holdings.dataset, indices, config.seed, client, schedule, device)
         for client, indices in enumerate(holdings.partition.train)
@@ -190,6 +195,7 @@ def make_header(config: Config, tuned: TunedModel, holdings: Holdings, theta: Te
         dtype=str(tuned.dtype).removeprefix("torch."),
         adapter=config.llm.adapter.args[0].model_dump(),
         theta_hash=state_hash(theta),
+        restored=bool(config.federate.restore_from),
         data_hash=dataset_hash(holdings.dataset),
         partition_hash=partition_hash(holdings.partition),
         segments=tuned.model.segments,

@@ -50,8 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add(commands, "run", _run, "train as a configuration says")
     _add(commands, "check", _check, "read a configuration and say what is wrong with it")
+    _add_calibrate(commands)
+    _add_diagnose(commands)
     _add_resume(commands)
     _add_replay(commands)
+    _add_publishing(commands)
     _add_report(commands)
     return parser
 
@@ -61,7 +64,7 @@ def _add(
     name: str,
     command: Callable[[argparse.Namespace], int],
     summary: str,
-) -> None:
+) -> argparse.ArgumentParser:
     """A command that takes a configuration."""
     usage = f"fedmezo {name} [CONFIG] [key=value ...]\n       fedmezo {name} --cfg FILE [key value ...]"
     parser = commands.add_parser(name, help=summary, description=summary, usage=usage)
@@ -73,6 +76,20 @@ def _add(
     )
     parser.add_argument("--cfg", type=Path, metavar="FILE", help="the file; keys may then also be given as: key value")
     parser.set_defaults(command=command)
+    return parser
+
+
+def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(commands, "calibrate", _calibrate, "measure which eps and rate suit a configuration")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the configuration with the values found")
+    parser.add_argument("--forward-passes", type=int, metavar="N", help="how many to spend (default: 12000)")
+
+
+def _add_diagnose(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(
+        commands, "diagnose", _diagnose, "measure curvature, gradient noise and the theorem's rate of a run"
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -97,6 +114,17 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument("--to-round", type=int, metavar="N", help="stop after N rounds, whatever follows them")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the adapter there")
     parser.add_argument("--model", metavar="BASE", help="the base model, if it is not where the run had it")
+
+
+def _add_publishing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "export", _export, "publish a run's fine-tune as a file of scalars")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument("--as-log", type=Path, metavar="FILE", required=True, help="the file to write")
+    parser.add_argument("--to-round", type=int, metavar="N", help="take only the first N rounds")
+    parser = _command(commands, "import", _import, "turn a published file of scalars into an adapter")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a file that `fedmezo export --as-log` wrote")
+    parser.add_argument("--model", metavar="BASE", required=True, help="the base model: hub name, folder or `bundled`")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the adapter there; default: FILE-adapter")
 
 
 def _command(
@@ -138,6 +166,32 @@ def _replay(options: argparse.Namespace) -> int:
     from fedmezo.replay import replay  # imports torch
 
     return replay(options.run, to_round=options.to_round, out=options.out, base=options.model)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from fedmezo.publish import export_log  # imports torch
+
+    return export_log(options.run, options.as_log, to_round=options.to_round)
+
+
+def _import(options: argparse.Namespace) -> int:
+    from fedmezo.publish import import_log  # imports torch
+
+    return import_log(options.file, options.model, options.out)
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    config, notices = _load(options)
+    from fedmezo.calibrate import FORWARD_PASSES, calibrate  # imports torch
+
+    budget: int = FORWARD_PASSES if options.forward_passes is None else options.forward_passes
+    return calibrate(config, notices, write=options.write, budget=budget)
+
+
+def _diagnose(options: argparse.Namespace) -> int:
+    from fedmezo.diagnose import diagnose  # imports torch
+
+    return diagnose(options.run)
 
 
 def _require_one_machine(config: Config) -> None:

@@ -46,9 +46,15 @@ class Header:
     dtype: str  # of the base weights
     adapter: Mapping[str, Any]  # the PEFT method and its keys, as configured
     theta_hash: str  # of the initial theta
+    restored: bool  # which came from a saved adapter instead of base model and seed
     data_hash: str  # of the encoded examples
     partition_hash: str  # of who holds which of them
     segments: tuple[Segment, ...]  # canonical order and shapes
+
+    @property
+    def num_parameters(self) -> int:
+        """The size d of theta."""
+        return self.segments[-1].stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +101,7 @@ class JournalWriter:
         """
         if path.exists():
             raise FileExistsError(f"{path} is there already")
-        line, chain = _line(_CHAIN_START, {"kind": "header", "format": FORMAT_VERSION, **_header_fields(header)})
+        line, chain = _line(_CHAIN_START, {"kind": "header", "format": FORMAT_VERSION, **header_fields(header)})
         with replacing(path) as file:
             file.write(line)
         return cls(path, chain)
@@ -182,7 +188,7 @@ class _Reader:
         kind = fields.get("kind")
         try:
             if kind == "header" and number == 1:
-                self.header = _header(fields)
+                self.header = header_of(fields)
             elif kind == "round" and self.header is not None and fields["round"] == len(self.records):
                 self.records.append(_record(fields))
                 self.ended = False  # a forced resume may go on behind an end
@@ -238,13 +244,15 @@ def _chained(previous: str, body: str) -> str:
     return hashlib.sha256((previous + body).encode()).hexdigest()[:_CHAIN_CHARACTERS]
 
 
-def _header_fields(header: Header) -> dict[str, Any]:
+def header_fields(header: Header) -> dict[str, Any]:
+    """The header as JSON has it."""
     fields = asdict(header)
     fields["segments"] = [[segment.name, list(segment.shape)] for segment in header.segments]
     return fields
 
 
-def _header(fields: dict[str, Any]) -> Header:
+def header_of(fields: Mapping[str, Any]) -> Header:
+    """The inverse of `header_fields`; keys of the line itself are left out."""
     known = {key: value for key, value in fields.items() if key not in ("kind", "format", "chain")}
     return Header(**{**known, "segments": segments_of(known["segments"])})
 

@@ -22,7 +22,7 @@ from fedmezo.models.hardware import DTYPES
 from fedmezo.models.loading import load_base
 from fedmezo.records import RoundRecord
 from fedmezo.run_directory import CONFIG_FILE
-from fedmezo.snapshots import load_snapshot, snapshot_rounds
+from fedmezo.snapshots import load_snapshot
 from fedmezo.training import snapshots_of
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimate import Estimator
@@ -47,7 +47,8 @@ def replay(folder: Path, *, to_round: int | None = None, out: Path | None = None
     journal = read_journal(folder / JOURNAL_FILE, to_round)
     _check(journal, folder, to_round)
     model = open_model(journal.header, base or journal.header.base, _cache(folder))
-    theta = _initial(model, journal.header, folder)
+    snapshots = snapshots_of(folder)
+    theta = initial_theta(model, journal.header, snapshots if journal.header.restored else None)
     started = time.monotonic()
     with work_progress(console, "replaying rounds") as show:
         rebuild_(theta, journal.header, journal.records, lambda done: show(done, journal.next_round))
@@ -122,24 +123,22 @@ def _check(journal: Journal, folder: Path, to_round: int | None) -> None:
         raise RunError(f"--to-round {to_round}: {folder / JOURNAL_FILE} has {journal.next_round} rounds")
 
 
-def _initial(model: CausalLM, header: Header, folder: Path) -> Tensor:
-    """Theta before round 0: derived, or the one that a run kept which started from a saved adapter."""
-    theta = model.flat()
-    if state_hash(theta) == header.theta_hash:
-        return theta
-    snapshots = snapshots_of(folder)
-    if 0 in snapshot_rounds(snapshots):
+def initial_theta(model: CausalLM, header: Header, snapshots: Path | None = None) -> Tensor:
+    """Theta (d,) before round 0: the model's own, or that of a snapshot, which a run keeps that did not start from it.
+
+    Raises:
+        RunError: it is not the theta that the header names.
+    """
+    if snapshots is not None:
         return load_snapshot(snapshots, 0, header.theta_hash)
-    raise RunError(differing_start(theta, header))
-
-
-def differing_start(theta: Tensor, header: Header) -> str:
-    """What to say where the derived initial theta (d,) is not the run's."""
-    return (
-        f"the initial adapter is {state_hash(theta)[:16]} here, but was {header.theta_hash[:16]}: the run started "
-        "from a saved adapter that is not here, or other versions of torch and PEFT draw other initial values "
-        f"(adapter_method {header.adapter['adapter_method']})"
-    )
+    theta = model.flat()
+    if state_hash(theta) != header.theta_hash:
+        raise RunError(
+            f"the initial adapter is {state_hash(theta)[:16]} here, but was {header.theta_hash[:16]} in the run: other "
+            "versions of torch and PEFT may draw other initial values, of LoRA only those that PEFT draws itself "
+            f"(adapter_method {header.adapter['adapter_method']})"
+        )
+    return theta
 
 
 def _cache(folder: Path) -> str | None:

@@ -160,7 +160,8 @@ def restore(folder: Path, journal: Journal, federation: Federation, initial: Ten
 def _kept_initial(folder: Path, header: Header) -> Tensor | None:
     """The initial theta of a run that started from a saved adapter, which may have changed since."""
     snapshots = snapshots_of(folder)
-    return load_snapshot(snapshots, 0, header.theta_hash) if 0 in snapshot_rounds(snapshots) else None
+    kept = header.restored and 0 in snapshot_rounds(snapshots)
+    return load_snapshot(snapshots, 0, header.theta_hash) if kept else None
 
 
 def _changes(this: Run, recorded: dict[str, Any], header: Header) -> list[str]:
