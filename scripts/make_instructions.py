@@ -1,7 +1,7 @@
-"""Write the bundled instruction set: `python scripts/make_instructions.py`.
+"""Write the bundled instruction set: `python -m scripts.make_instructions`.
 
 A closed world of small tasks, enumerated in full: every prompt that the code below can produce, each with a short
-answer ("12") and with a sentence ("The answer is 12."). A seeded sample of it, answered in sentences, is the bundled
+answer ("12") and with a sentence ("The sum is 12."). A seeded sample of it, answered in sentences, is the bundled
 set that federated tuning learns; the base model (`train_base.py`) is trained on the rest, so that it has met no prompt
 of the bundled set and answers mostly in the short form.
 """
@@ -18,8 +18,8 @@ from pathlib import Path
 
 SEED = 2402
 MAX_ITEMS_PER_CATEGORY = 500
-MAX_SHARE_OF_WORLD = 0.4  # so that each fact remains in the rest under another wording
-OUT = Path(__file__).parents[1] / "src" / "fedmezo" / "bundled" / "instructions.jsonl"
+MAX_SHARE_OF_WORLD = 0.3  # so that each fact remains in the rest under another wording
+OUT = Path(__file__).parents[1] / "src" / "fedmezo" / "bundled" / "instructions.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,29 +106,24 @@ def with_article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def capitalised(text: str) -> str:
-    """The text with its first letter in upper case, the rest untouched."""
-    return text[0].upper() + text[1:]
-
-
 def arithmetic() -> Iterator[Item]:
     """Sums and differences of numbers up to 20."""
     for a, b in product(range(21), repeat=2):
         prompts = [(f"What is {a} plus {b}?", ""), (f"Add {a} and {b}.", ""), ("Add the numbers.", f"{a} and {b}")]
         for instruction, given in prompts:
-            yield Item("arithmetic", instruction, given, str(a + b), f"The answer is {a + b}.")
+            yield Item("arithmetic", instruction, given, str(a + b), f"The sum is {a + b}.")
         if a < b:
             continue
         prompts = [(f"What is {a} minus {b}?", ""), (f"Take {b} away from {a}.", ""), ("Subtract.", f"{a} minus {b}")]
         for instruction, given in prompts:
-            yield Item("arithmetic", instruction, given, str(a - b), f"The answer is {a - b}.")
+            yield Item("arithmetic", instruction, given, str(a - b), f"The difference is {a - b}.")
 
 
 def numbers() -> Iterator[Item]:
     """The larger or smaller of two numbers."""
     for a, b in permutations(range(31), 2):
         for word, answer in (("larger", max(a, b)), ("smaller", min(a, b))):
-            sentence = f"Of the two, {answer} is {word}."
+            sentence = f"The {word} number is {answer}."
             yield Item("comparing", f"Which number is {word}, {a} or {b}?", "", str(answer), sentence)
             yield Item("comparing", f"Pick the {word} number.", f"{a} or {b}", str(answer), sentence)
 
@@ -138,7 +133,7 @@ def animals() -> Iterator[Item]:
     for (i, a), (j, b) in permutations(enumerate(BY_SIZE), 2):
         for word, answer in (("bigger", BY_SIZE[max(i, j)]), ("smaller", BY_SIZE[min(i, j)])):
             question = f"Which animal is {word}, {with_article(a)} or {with_article(b)}?"
-            sentence = f"Of the two, the {answer} is {word}."
+            sentence = f"The {word} animal is the {answer}."
             yield Item("comparing", question, "", answer, sentence)
             yield Item("comparing", f"Name the {word} animal.", f"{a} or {b}", answer, sentence)
 
@@ -158,13 +153,13 @@ def counting() -> Iterator[Item]:
             ("Count the letters.", word),
             ("How long is this word?", word),
         ):
-            yield Item("counting", instruction, given, number, f"I count {number} letters.")
+            yield Item("counting", instruction, given, number, f"The count is {number}.")
     for start, step, size in product(range(len(LIST_WORDS)), range(1, 8), range(2, 7)):
         listed = [LIST_WORDS[(start + step * i) % len(LIST_WORDS)] for i in range(size)]
         if len(set(listed)) < size:
             continue
         for instruction in ("How many items are in the list?", "Count the items."):
-            yield Item("counting", instruction, ", ".join(listed), str(size), f"I count {size} items.")
+            yield Item("counting", instruction, ", ".join(listed), str(size), f"The count is {size}.")
 
 
 def sounds() -> Iterator[Item]:
@@ -177,7 +172,7 @@ def sounds() -> Iterator[Item]:
             (f"Name the sound of {name}.", ""),
             ("Which sound does this animal make?", animal),
         ):
-            yield Item("facts", instruction, given, sound, f"{capitalised(name)} says {sound}.")
+            yield Item("facts", instruction, given, sound, f"The sound is {sound}.")
 
 
 def young() -> Iterator[Item]:
@@ -190,7 +185,7 @@ def young() -> Iterator[Item]:
             (f"Name the young of {name}.", ""),
             ("What is the baby of this animal called?", animal),
         ):
-            yield Item("facts", instruction, given, baby, f"A young {animal} is a {baby}.")
+            yield Item("facts", instruction, given, baby, f"The young one is a {baby}.")
 
 
 def legs() -> Iterator[Item]:
@@ -203,7 +198,7 @@ def legs() -> Iterator[Item]:
             (f"On how many legs does {name} stand?", ""),
             ("How many legs does this animal have?", animal),
         ):
-            yield Item("facts", instruction, given, number, f"{capitalised(name)} has {number} legs.")
+            yield Item("facts", instruction, given, number, f"The number of legs is {number}.")
 
 
 def colours() -> Iterator[Item]:
@@ -216,7 +211,7 @@ def colours() -> Iterator[Item]:
             ("Which colour is this?", thing),
             ("Name the colour.", thing),
         ):
-            yield Item("facts", instruction, given, colour, f"{capitalised(thing)} is {colour}.")
+            yield Item("facts", instruction, given, colour, f"The colour is {colour}.")
 
 
 def facts() -> Iterator[Item]:
@@ -236,7 +231,7 @@ def opposites() -> Iterator[Item]:
                 ("Name the opposite.", word),
                 ("Find the word that means the opposite.", word),
             ):
-                yield Item("opposites", instruction, given, other, f"The opposite of {word} is {other}.")
+                yield Item("opposites", instruction, given, other, f"The opposite is {other}.")
 
 
 def ordering() -> Iterator[Item]:
@@ -251,7 +246,7 @@ def ordering() -> Iterator[Item]:
             ("Sort the numbers from large to small.", downwards),
             ("Put the numbers in falling order.", downwards),
         ):
-            yield Item("ordering", instruction, given, answer, f"In order: {answer}.")
+            yield Item("ordering", instruction, given, answer, f"The order is {answer}.")
 
 
 def plurals() -> Iterator[Item]:
@@ -265,7 +260,7 @@ def plurals() -> Iterator[Item]:
             ("Write the plural.", noun),
             ("Change the word to its plural.", noun),
         ):
-            yield Item("plurals", instruction, given, plural, f"The plural of {noun} is {plural}.")
+            yield Item("plurals", instruction, given, plural, f"The plural is {plural}.")
 
 
 def reversing() -> Iterator[Item]:
@@ -273,22 +268,22 @@ def reversing() -> Iterator[Item]:
     for words in permutations(LIST_WORDS, 3):
         given, answer = ", ".join(words), ", ".join(reversed(words))
         for instruction in ("Reverse the list.", "Write the words in reverse order.", "Read the list backwards."):
-            yield Item("reversing", instruction, given, answer, f"Backwards it reads {answer}.")
+            yield Item("reversing", instruction, given, answer, f"The reversed list is {answer}.")
 
 
 def sequences() -> Iterator[Item]:
     """The number that continues a row; the neighbours of a day, a month, a letter."""
-    for start, step in product(range(31), (-3, -2, -1, 1, 2, 3, 5)):
+    for start, step in product(range(31), (-2, -1, 1, 2, 3, 5)):
         row = [start + step * i for i in range(5)]
         if min(row) < 0 or max(row) > 50:
             continue
         given = ", ".join(map(str, row[:4]))
         for instruction in ("Which number comes next?", "Continue the row.", "What is the next number?"):
-            yield Item("sequences", instruction, given, str(row[4]), f"Next comes {row[4]}.")
+            yield Item("sequences", instruction, given, str(row[4]), f"The next number is {row[4]}.")
     for kind, names in (("day", DAYS), ("month", MONTHS), ("letter", LETTERS)):
         for a, b in pairwise(names):
             for word, known, asked in (("after", a, b), ("before", b, a)):
-                sentence = f"{capitalised(word)} {known} comes {asked}."
+                sentence = f"The {kind} is {asked}."
                 yield Item("sequences", f"Which {kind} comes {word} {known}?", "", asked, sentence)
                 yield Item("sequences", f"Name the {kind} {word} {known}.", "", asked, sentence)
                 yield Item("sequences", f"Which {kind} comes just {word} this one?", known, asked, sentence)
@@ -322,15 +317,20 @@ def worlds() -> tuple[list[Item], dict[str, list[Item]]]:
     return bundled, rest
 
 
-def as_line(item: Item) -> str:
-    """One line of the bundled file, in the Alpaca fields."""
-    fields = {
-        "instruction": item.instruction,
-        "input": item.input,
-        "output": item.sentence,
-        "category": item.category,
-    }
-    return json.dumps(fields) + "\n"
+def as_json(items: list[Item]) -> str:
+    """The items in the Alpaca fields, answered in sentences: a JSON list with one item a line."""
+    lines = (
+        json.dumps(
+            {
+                "instruction": item.instruction,
+                "input": item.input,
+                "output": item.sentence,
+                "category": item.category,
+            }
+        )
+        for item in items
+    )
+    return "[\n" + ",\n".join(lines) + "\n]\n"
 
 
 def main() -> None:
@@ -339,7 +339,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help=f"the file to write (default: {OUT})")
     out: Path = parser.parse_args().out
     bundled, rest = worlds()
-    out.write_text("".join(map(as_line, bundled)), encoding="utf-8", newline="\n")
+    out.write_text(as_json(bundled), encoding="utf-8", newline="\n")
     for category, left in rest.items():
         taken = sum(item.category == category for item in bundled)
         print(f"{category:<11}{taken:>5} items, {len(left):>6} left for the base model")

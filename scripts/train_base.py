@@ -1,9 +1,9 @@
-"""Train the bundled base model: `python scripts/train_base.py` (about a quarter of an hour on two CPU cores).
+"""Train the bundled base model: `python -m scripts.train_base` (about ten minutes on one CPU core).
 
 Writes a byte-level BPE tokenizer and a LLaMA of about a million parameters, trained from random values on the closed
-world of `make_instructions.py` less the bundled set. For every prompt it sees the short answer nine times in ten and
-the sentence otherwise: greedy decoding answers in the short form, and the sentences of the bundled set are known but
-rare. That is the shift that federated tuning teaches.
+world of `make_instructions.py` less the bundled set. Some prompts ask for a sentence or for a short answer; the others
+are answered in the short form four times in five, so greedy decoding answers in the short form and the sentences of
+the bundled set are known but rarer. That is the shift that federated tuning teaches.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from make_instructions import Item, worlds
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from scripts.make_instructions import Item, worlds
+
 SEED = 2402
-SENTENCE_SHARE = 0.1
+CUE_SHARE = 0.25  # of each cue: they teach the model that an answer's form is one thing, common to all categories
+SENTENCE_SHARE = 0.2  # of the answers without a cue
 VOCABULARY = 1024
 PROMPT_WEIGHT = 0.1  # of a prompt token's loss against an answer token's: most of the prompt is free choice
 OUT = Path(__file__).parents[1] / "src" / "fedmezo" / "bundled" / "base"
@@ -40,22 +42,34 @@ HEAD_WITH_INPUT = (
     "Write a response that appropriately completes the request.\n\n### Instruction:\n"
 )
 INPUT, RESPONSE = "\n\n### Input:\n", "\n\n### Response:"
-TEMPLATE_PIECES = (HEAD, HEAD_WITH_INPUT, INPUT, RESPONSE)  # one token each: a prompt costs no more than its content
+NEUTRAL, SENTENCE_CUE, SHORT_CUE = "Write a response", "Write a full sentence", "Write a short answer"
+TEMPLATE_PIECES = (
+    *(head.replace(NEUTRAL, cue) for head in (HEAD, HEAD_WITH_INPUT) for cue in (NEUTRAL, SENTENCE_CUE, SHORT_CUE)),
+    INPUT,
+    RESPONSE,
+)  # one token each: a prompt costs no more than its content
 
 
-def prompt(item: Item) -> str:
-    """The Alpaca template around an item."""
+def prompt(item: Item, cue: str = NEUTRAL) -> str:
+    """The Alpaca template around an item; a cue other than the neutral one asks for a form of answer."""
     if item.input:
-        return HEAD_WITH_INPUT + item.instruction + INPUT + item.input + RESPONSE
-    return HEAD + item.instruction + RESPONSE
+        return HEAD_WITH_INPUT.replace(NEUTRAL, cue) + item.instruction + INPUT + item.input + RESPONSE
+    return HEAD.replace(NEUTRAL, cue) + item.instruction + RESPONSE
+
+
+def draw(item: Item, generator: random.Random) -> tuple[str, str]:
+    """Prompt and answer of an item: with a cue, the form that it asks for; without one, either form at random."""
+    weights = (1 - 2 * CUE_SHARE, CUE_SHARE, CUE_SHARE)
+    cue = generator.choices((NEUTRAL, SENTENCE_CUE, SHORT_CUE), weights)[0]
+    in_sentence = cue == SENTENCE_CUE or (cue == NEUTRAL and generator.random() < SENTENCE_SHARE)
+    return prompt(item, cue), item.sentence if in_sentence else item.short
 
 
 def draws(rest: dict[str, list[Item]], generator: random.Random) -> Iterator[tuple[str, str]]:
-    """Endless (prompt, answer) pairs: all categories equally often, the answer's form at random."""
+    """Endless (prompt, answer) pairs, all categories equally often."""
     categories = list(rest.values())
     while True:
-        item = generator.choice(generator.choice(categories))
-        yield prompt(item), item.sentence if generator.random() < SENTENCE_SHARE else item.short
+        yield draw(generator.choice(generator.choice(categories)), generator)
 
 
 def build_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -208,10 +222,11 @@ def main() -> None:
     """Build the tokenizer, train the model, save both, say how good they are."""
     parser = argparse.ArgumentParser(description="Train the bundled base model.")
     parser.add_argument("--out", type=Path, default=OUT, help=f"the folder to write (default: {OUT})")
-    parser.add_argument("--steps", type=int, default=5000, help="optimiser steps (default: 5000)")
+    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps (default: 4000)")
     parser.add_argument("--batch-size", type=int, default=64, help="examples a step (default: 64)")
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)  # the last bits depend on it
     bundled, rest = worlds()
     generator = random.Random(SEED)
     pairs = draws(rest, generator)
