@@ -211,5 +211,5 @@ def category_counts(divided: Partition) -> dict[str, list[dict[str, int]]]:
 
 
 def held_out(divided: Partition, parts: Sequence[str]) -> dict[str, tuple[np.ndarray, ...]]:
-    """The parts to evaluate, by the name of their loss: `val_loss`, `test_loss`."""
-    return {f"{part}_loss": divided.parts[part] for part in parts}
+    """The parts to evaluate that have any examples, by the name of their loss: `val_loss`, `test_loss`."""
+    return {f"{part}_loss": divided.parts[part] for part in parts if sum(divided.sizes(part))}

@@ -18,13 +18,13 @@ from fedmezo import assemble
 from fedmezo.assemble import Holdings, TunedModel
 from fedmezo.config import Config
 from fedmezo.console import RoundProgress, RunLog, Sample, show_partition, show_samples, show_summary
-from fedmezo.engines.simulation import Simulation
 from fedmezo.errors import RunError, StorageError
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.round import ServerState, initial_state
 from fedmezo.journal import JOURNAL_FILE, JournalWriter, read_journal
 from fedmezo.metrics import METRICS_FILE, Metric, MetricsFile, Sink, TensorBoard, WeightsAndBiases, read_metrics
 from fedmezo.models.generate import answers
+from fedmezo.placement import HERE, Placement
 from fedmezo.records import RoundRecord
 from fedmezo.run_directory import (
     ADAPTER_FOLDER,
@@ -58,9 +58,10 @@ class Run:
     tuned: TunedModel
     holdings: Holdings
     theta: Tensor  # (d,) initial
+    place: Placement
 
 
-def run(config: Config, notices: Sequence[str] = ()) -> int:
+def run(config: Config, notices: Sequence[str] = (), place: Placement = HERE) -> int:
     """Start a run in a new folder and bring it to its end; returns the exit code.
 
     Raises:
@@ -68,16 +69,16 @@ def run(config: Config, notices: Sequence[str] = ()) -> int:
     """
     console = Console()
     folder = new_run_directory(Path(config.outdir), config.expname or _default_name(config))
-    with at_work(console, folder) as log:
+    with at_work(console, folder, place) as log:
         write_text(folder / CONFIG_FILE, config.to_yaml())  # first: all that a resume needs
         log.line(f"run {folder}")
         for notice in notices:
             logger.warning(notice)
-        return start(config, folder, log)
+        return start(config, folder, log, place)
 
 
 @contextmanager
-def at_work(console: Console, folder: Path) -> Iterator[RunLog]:
+def at_work(console: Console, folder: Path, place: Placement = HERE) -> Iterator[RunLog]:
     """Hold a run's folder alone, with its log open, and say how to go on where something from outside ends the work.
 
     Raises:
@@ -89,24 +90,24 @@ def at_work(console: Console, folder: Path) -> Iterator[RunLog]:
             with RunLog(console, folder) as log:
                 yield log
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted; {_what_is_safe(folder)}") from None
+            raise KeyboardInterrupt(f"interrupted; {_what_is_safe(folder, place)}") from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            raise StorageError(f"{where}{error.strerror or error}; {_what_is_safe(folder)}") from error
+            raise StorageError(f"{where}{error.strerror or error}; {_what_is_safe(folder, place)}") from error
 
 
-def _what_is_safe(folder: Path) -> str:
+def _what_is_safe(folder: Path, place: Placement) -> str:
     try:
         rounds = read_journal(folder / JOURNAL_FILE).next_round
     except RunError:
         rounds = 0
     kept = f"all up to round {rounds} is safe" if rounds else "no round was lost"
-    return f"{kept}. To go on: fedmezo resume {folder}"
+    return f"{kept}. To go on: {place.resume_command(folder)}"
 
 
-def start(config: Config, folder: Path, log: RunLog) -> int:
+def start(config: Config, folder: Path, log: RunLog, place: Placement = HERE) -> int:
     """Begin a run whose folder holds its configuration, and bring it to its end; returns the exit code."""
-    this = load_parts(config, folder, log)
+    this = load_parts(config, folder, log, place=place)
     write_text(folder / PARTITION_FILE, this.holdings.partition.to_json() + "\n")
     description = environment(this.tuned.model.device, lanes=1)
     write_environment(folder, description, config.model_dump(mode="json"))
@@ -115,12 +116,14 @@ def start(config: Config, folder: Path, log: RunLog) -> int:
     return train(this, journal, initial_state(this.theta.clone()))
 
 
-def load_parts(config: Config, folder: Path, log: RunLog, initial: Tensor | None = None) -> Run:
+def load_parts(
+    config: Config, folder: Path, log: RunLog, initial: Tensor | None = None, place: Placement = HERE
+) -> Run:
     """Load the model and the data, and show how they are divided; `initial` is theta (d,) where it is known."""
     tuned = assemble.load_model(config)
     for notice in tuned.notices:
         logger.warning(notice)
-    holdings = assemble.load_holdings(config, tuned.tokenizer, log.console)
+    holdings = place.holdings(config, tuned, log.console)
     if holdings.dataset.dropped:
         logger.warning(
             "%d of %d examples have no answer within llm.tok_len %d and were dropped",
@@ -134,7 +137,7 @@ def load_parts(config: Config, folder: Path, log: RunLog, initial: Tensor | None
         theta = initial.to(tuned.model.device)
     else:
         theta = tuned.model.read_adapter(Path(restored)) if restored else tuned.theta
-    return Run(config, folder, log, tuned, holdings, theta)
+    return Run(config, folder, log, tuned, holdings, theta, place)
 
 
 def train(
@@ -166,7 +169,7 @@ def train(
         interrupted = stack.enter_context(_interruption())
         training.run(progress, interrupted)
     if not training.finished:
-        this.log.line(f"stopped after round {training.state.round}; to go on: fedmezo resume {this.folder}")
+        this.log.line(f"stopped after round {training.state.round}; to go on: {this.place.resume_command(this.folder)}")
         return INTERRUPTED
     finish(this, training)
     journal.end(training.state.round)
@@ -199,16 +202,20 @@ def _training(
     config, tuned = this.config, this.tuned
     federation = assemble.make_federation(config, tuned.model)
     restored = bool(config.federate.restore_from)
-    downlink = Downlink(federation.rules.protocol, federation.rules.num_parameters, derivable=not restored)
+    downlink = Downlink(
+        federation.rules.protocol,
+        federation.rules.num_parameters,
+        derivable=not restored,
+        snapshots=config.federate.downlink == "snapshot",
+    )
     for record in records:
         downlink.close(record, record.cohort)
-    shards = assemble.make_shards(config, this.holdings, tuned.model.device)
     estimator = federation.rules.estimator
     return Training(
         run_dir=this.folder,
         rounds=config.federate.total_round_num,
         federation=federation,
-        engine=Simulation(assemble.make_work(config, tuned), shards, downlink),
+        engine=this.place.engine(config, tuned, this.holdings, federation, downlink),
         model=tuned.model,
         dataset=this.holdings.dataset,
         evaluation=_evaluation_plan(this),
@@ -230,6 +237,7 @@ def _evaluation_plan(this: Run) -> EvaluationPlan:
         parts=assemble.held_out(this.holdings.partition, config.eval.split),
         key=config.eval.best_res_update_round_wise_key,
         stopping=EarlyStopping(stop.patience, stop.delta, stop.improve_indicator_mode),
+        by_client=this.place.by_client,
     )
 
 

@@ -29,6 +29,7 @@ from fedmezo.federation.rates import ClientHistory, remember
 from fedmezo.federation.round import Federation, ServerState, replay_round_
 from fedmezo.journal import JOURNAL_FILE, Header, Journal, JournalWriter, read_journal
 from fedmezo.metrics import METRICS_FILE, Metric, cut_after, read_metrics
+from fedmezo.placement import HERE, Placement
 from fedmezo.run_directory import (
     ADAPTER_FOLDER,
     BEST_ADAPTER_FOLDER,
@@ -62,30 +63,31 @@ _CONTENTS = {
 """Fields of the header that describe content, and what to call it."""
 
 
-def resume(folder: Path, *, force: bool = False) -> int:
+def resume(folder: Path, *, force: bool = False, place: Placement = HERE) -> int:
     """Bring a run to its end; returns the exit code.
 
     Args:
         folder: the run's folder.
         force: go on although something differs from the run's start, or although lines are missing at the journal's
             end; the journal keeps a remark of it.
+        place: where its clients are.
 
     Raises:
         FedMeZOError: whatever a user can act on; RunError if what is there is damaged or differs.
     """
     config = _config_of(folder)
-    with at_work(Console(), folder) as log:
+    with at_work(Console(), folder, place) as log:
         if not (folder / JOURNAL_FILE).exists():
             _require_untouched(folder)
             log.line(f"run {folder} was stopped before its first round: starting it")
-            return start(config, folder, log)
+            return start(config, folder, log, place)
         journal = read_journal(folder / JOURNAL_FILE)
         if journal.truncated:
             logger.warning("%s: its last line was cut off while it was written; left out", folder / JOURNAL_FILE)
         if journal.ended and not force:
             log.line(f"nothing left to do: the run ended after round {journal.next_round}. Results are in {folder}")
             return 0
-        return _go_on(config, folder, log, journal, force)
+        return _go_on(config, folder, log, journal, place, force=force)
 
 
 def _config_of(folder: Path) -> Config:
@@ -106,10 +108,10 @@ def _require_untouched(folder: Path) -> None:
         )
 
 
-def _go_on(config: Config, folder: Path, log: RunLog, journal: Journal, force: bool) -> int:
+def _go_on(config: Config, folder: Path, log: RunLog, journal: Journal, place: Placement, *, force: bool) -> int:
     recorded = read_environment(folder)
     torch.set_num_threads(recorded["threads"])
-    this = load_parts(config, folder, log, _kept_initial(folder, journal.header))
+    this = load_parts(config, folder, log, _kept_initial(folder, journal.header), place)
     faults = [*_changes(this, recorded, journal.header), *_losses(folder, journal)]
     if faults and not force:
         raise RunError(_refusal(folder, faults))

@@ -17,7 +17,7 @@ import torch
 
 from fedmezo.console import RoundProgress, RoundStatus
 from fedmezo.data.encode import EncodedDataset
-from fedmezo.engines.simulation import RoundResult, Simulation
+from fedmezo.engines.rounds import Engine, RoundResult
 from fedmezo.evaluate import Evaluable, Indices, evaluate
 from fedmezo.federation.aggregate import WEIGHTS
 from fedmezo.federation.messages import BYTES_PER_PARAMETER
@@ -43,12 +43,14 @@ class EvaluationPlan:
         parts: the clients' examples of each part, by the name of its loss; empty for no evaluation.
         key: the loss that decides the best round.
         stopping: when the run ends early.
+        by_client: whether the examples belong to clients, whose losses are then told apart.
     """
 
     freq: int
     parts: Mapping[str, Sequence[Indices]]
     key: str
     stopping: EarlyStopping
+    by_client: bool = True
 
     def due(self, round_index: int, last: int) -> bool:
         """Whether the state after so many rounds is evaluated."""
@@ -80,7 +82,7 @@ class Training:
     run_dir: Path
     rounds: int
     federation: Federation
-    engine: Simulation
+    engine: Engine
     model: Evaluable
     dataset: EncodedDataset
     evaluation: EvaluationPlan
@@ -130,21 +132,21 @@ class Training:
         self.state, record = close_round_(self.federation, self.state, plan, result.reports)
         for refusal in record.refusals:
             logger.warning("round %d: client %d was refused: %s", record.round, refusal.client, refusal.reason)
-        metrics = round_metrics(record, result) + self._costs(plan)
+        metrics = round_metrics(record, result) + self._costs(plan, result.num_batches)
         if self.evaluation.due(self.state.round, self.rounds):
             metrics += self._evaluate()
         metrics.append(measured("seconds", time.monotonic() - started, round_index=self.state.round))
         self._write(metrics)
-        self._commit(plan, record)
+        self._commit(record)
         return _status(self.state.round, metrics)
 
-    def _commit(self, plan: RoundPlan, record: RoundRecord) -> None:
+    def _commit(self, record: RoundRecord) -> None:
         here = self.state.round
         if self._keeps(here) or self._rolling(here):
             self._snapshot()
         self.journal.append(record)
         self.hashes.append(record.state_hash)
-        self.engine.downlink.close(record, plan.cohort)
+        self.engine.close_round(record)
         folder = snapshots_of(self.run_dir)
         saved = snapshot_rounds(folder)
         latest = max(saved, default=here)
@@ -169,19 +171,18 @@ class Training:
         for name, shards in self.evaluation.parts.items():
             result = evaluate(self.model, self.state.theta, self.dataset, shards)
             metrics.append(measured(name, result.loss, round_index=self.state.round))
-            for client, loss in result.client_losses.items():
+            for client, loss in result.client_losses.items() if self.evaluation.by_client else ():
                 metrics.append(measured(name, loss, round_index=self.state.round, client=client))
             if name == self.evaluation.key:
                 self.evaluations.append((self.state.round, result.loss))
         return metrics
 
-    def _costs(self, plan: RoundPlan) -> list[Metric]:
+    def _costs(self, plan: RoundPlan, num_batches: int) -> list[Metric]:
         here = plan.round + 1
-        batches = sum(self.engine.data[client].num_batches for client in plan.cohort)
         whole = 2 * len(plan.cohort) * BYTES_PER_PARAMETER * self.federation.rules.num_parameters
         return [
             measured("bytes_full_adapters", whole, round_index=here),
-            measured("forward_passes", batches * self.forward_passes_per_batch, round_index=here),
+            measured("forward_passes", num_batches * self.forward_passes_per_batch, round_index=here),
             measured("peak_memory", peak_memory(self.model.device), round_index=here),
         ]
 

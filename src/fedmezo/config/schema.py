@@ -114,6 +114,8 @@ class Federate(Section):
     """How many rounds to train."""
     protocol: Protocol = "scalars"
     """What a client sends: projected gradients, or its adapter's change. The default of llmtrainer is weights."""
+    downlink: Literal["scalars", "snapshot"] = "scalars"
+    """What a client is sent to catch up in the scalars protocol: what the others have reported, or the weights."""
     method: Annotated[Literal["FedAvg"], BeforeValidator(_fedavg)] = "FedAvg"
     """How the server combines the reports."""
     ignore_weight: bool = False

@@ -5,20 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fedmezo.engines.rounds import RoundResult
 from fedmezo.federation.clients import ClientWork
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.messages import report_size, task_size
 from fedmezo.federation.round import ServerState
-from fedmezo.records import ClientData, ClientTask, Report, RoundPlan
-
-
-@dataclass(frozen=True, slots=True)
-class RoundResult:
-    """What came back from a round, and what it would have put on the wire, per client."""
-
-    reports: tuple[Report, ...]
-    bytes_down: Mapping[int, int]
-    bytes_up: Mapping[int, int]
+from fedmezo.records import ClientData, ClientTask, Report, RoundPlan, RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,4 +37,8 @@ class Simulation:
         for first in range(0, len(tasks), self.group_size):
             reports += self.work.run(tasks[first : first + self.group_size], state.theta, state.hash, self.data)
         up = {report.client: report_size(report) for report in reports}
-        return RoundResult(tuple(reports), down, up)
+        return RoundResult(tuple(reports), down, up, sum(self.data[client].num_batches for client in plan.cohort))
+
+    def close_round(self, record: RoundRecord) -> None:
+        """Remember a committed round; everybody in its cohort knows the state it started from."""
+        self.downlink.close(record, record.cohort)

@@ -18,22 +18,27 @@ class Downlink:
     Args:
         protocol: with `weights` every client is sent theta in every round.
         num_parameters: d.
+        snapshots: send theta in every round, so that no client is sent what another has reported.
         derivable: clients can make the initial theta themselves, from the base model and the run seed.
     """
 
-    def __init__(self, protocol: str, num_parameters: int, *, derivable: bool) -> None:
-        self._protocol = protocol
+    def __init__(self, protocol: str, num_parameters: int, *, derivable: bool, snapshots: bool = False) -> None:
+        self._by_records = protocol == SCALARS and not snapshots
         self._num_parameters = num_parameters
         self._derivable = derivable
-        self._known: dict[int, int] = {}
+        self._known: dict[int, int | None] = {}
         self._history: list[RoundRecord] = []
 
     def way(self, client: int, state: ServerState) -> CatchUp:
         """How the client gets to the present state."""
         known = self._known.get(client, 0 if self._derivable else None)
-        if self._protocol != SCALARS or known is None:
+        if known is None or not self._by_records:
             return CatchUp(theta=state.theta)
         return catch_up(known, state.round, state.theta, self._history)
+
+    def learn(self, client: int, known_round: int | None) -> None:
+        """Note that the client knows the state before this round, or none."""
+        self._known[client] = known_round
 
     def close(self, record: RoundRecord, reached: Iterable[int]) -> None:
         """Remember a closed round; the clients in `reached` know the state it started from."""

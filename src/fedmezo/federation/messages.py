@@ -89,7 +89,7 @@ def decode_task(data: bytes) -> tuple[ClientTask, str, CatchUp]:
     Raises:
         RunError: not such a message, or of another version.
     """
-    _, _, round_index, client, rate, kind, digest = _unpack(_TASK, data, b"FMZT")
+    _, _, round_index, client, rate, kind, digest = unpack(_TASK, data, b"FMZT")
     body = memoryview(data)[_TASK.size :]
     way = CatchUp(theta=_decode_vector(body)) if kind == _THETA else CatchUp(records=_decode_records(body))
     return ClientTask(round_index, client, rate), digest.hex(), way
@@ -130,7 +130,7 @@ def decode_report(data: bytes) -> Report:
     Raises:
         RunError: not such a message, of another version, or cut short.
     """
-    _, _, round_index, client, examples, loss, skipped, kind, count, digest = _unpack(_REPORT, data, b"FMZR")
+    _, _, round_index, client, examples, loss, skipped, kind, count, digest = unpack(_REPORT, data, b"FMZR")
     body = memoryview(data)[_REPORT.size :]
     if len(body) != count * (BYTES_PER_PARAMETER if kind == _THETA else 2):
         raise RunError(f"a report message of {len(data)} bytes does not hold the {count} values it announces")
@@ -153,7 +153,12 @@ def report_size(report: Report) -> int:
     return _REPORT.size + 2 * len(report.scalars or ())
 
 
-def _unpack(layout: struct.Struct, data: bytes, magic: bytes) -> tuple[Any, ...]:
+def unpack(layout: struct.Struct, data: bytes, magic: bytes) -> tuple[Any, ...]:
+    """The fields of a message's head, magic and version among them.
+
+    Raises:
+        RunError: another kind of message, another version, or too short.
+    """
     if len(data) < layout.size or not data.startswith(magic):
         raise RunError(f"{len(data)} bytes starting with {data[:4]!r} are no {magic.decode()} message")
     fields = layout.unpack_from(data)

@@ -1,0 +1,118 @@
+"""How a client joins a run on several machines, and how it says no: the messages beside tasks and reports.
+
+A setup is what a client must know before its first task, a ready message its answer. A refusal answers a task that
+the client cannot do from the state it knows. All numbers are little-endian; the setup's settings are JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from fedmezo.errors import RunError
+from fedmezo.federation.messages import VERSION, unpack
+
+_SETUP = struct.Struct("<4sBI32s32s")  # magic, version, client, hash of the base weights, hash of the initial theta
+_READY = struct.Struct("<4sBIqII")  # magic, version, client, known round, examples, batches of a round
+_REFUSAL = struct.Struct("<4sBIIBq")  # magic, version, client, round, reason, known round
+UNKNOWN = -1
+"""The known round of a client that does not know the state before any round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a client needs to know of a run."""
+
+    client: int
+    base_hash: str
+    theta_hash: str  # of the theta that clients can derive from the base model and the seed
+    settings: Mapping[str, Any]  # the part of the configuration that client work depends on
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A client that has loaded its model and its data."""
+
+    client: int
+    known_round: int  # it knows the state before this round, or UNKNOWN
+    num_examples: int
+    num_batches: int  # in a round
+
+
+class Reason(IntEnum):
+    """Why a client refuses."""
+
+    NOT_SET_UP = 1  # it has had no setup: its process is new
+    OTHER_STATE = 2  # the state it knows, with what was sent, does not give the state of the round
+    STALE = 3  # the round lies behind the state that the client knows
+    FAILED = 4  # its work failed, or the setup asks for what is not there
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedTask:
+    """A client's no to a setup or a task."""
+
+    client: int
+    round: int
+    reason: Reason
+    known_round: int
+    text: str
+
+
+def encode_setup(setup: Setup) -> bytes:
+    """The server's first message to a client."""
+    head = _SETUP.pack(b"FMZS", VERSION, setup.client, bytes.fromhex(setup.base_hash), bytes.fromhex(setup.theta_hash))
+    return head + json.dumps(setup.settings, separators=(",", ":"), sort_keys=True).encode()
+
+
+def decode_setup(data: bytes) -> Setup:
+    """The inverse of `encode_setup`.
+
+    Raises:
+        RunError: not such a message, or of another version.
+    """
+    _, _, client, base, theta = unpack(_SETUP, data, b"FMZS")
+    try:
+        settings = json.loads(data[_SETUP.size :])
+    except ValueError as error:
+        raise RunError(f"a setup message of {len(data)} bytes holds no valid settings: {error}") from error
+    return Setup(client, base.hex(), theta.hex(), settings)
+
+
+def is_setup(data: bytes) -> bool:
+    """Whether a message to a client is a setup."""
+    return data.startswith(b"FMZS")
+
+
+def encode_ready(ready: Ready) -> bytes:
+    """A client's answer to a setup."""
+    return _READY.pack(b"FMZY", VERSION, ready.client, ready.known_round, ready.num_examples, ready.num_batches)
+
+
+def encode_refusal(refusal: RefusedTask) -> bytes:
+    """A client's no."""
+    head = _REFUSAL.pack(b"FMZN", VERSION, refusal.client, refusal.round, refusal.reason.value, refusal.known_round)
+    return head + refusal.text.encode()
+
+
+def decode_joining(data: bytes) -> Ready | RefusedTask | None:
+    """The inverse of `encode_ready` and `encode_refusal`; None for any other message.
+
+    Raises:
+        RunError: of another version, or cut short.
+    """
+    if data.startswith(b"FMZY"):
+        _, _, *fields = unpack(_READY, data, b"FMZY")
+        return Ready(*fields)
+    if not data.startswith(b"FMZN"):
+        return None
+    _, _, client, round_index, reason, known = unpack(_REFUSAL, data, b"FMZN")
+    try:
+        text = data[_REFUSAL.size :].decode()
+        return RefusedTask(client, round_index, Reason(reason), known, text)
+    except ValueError as error:
+        raise RunError(f"a refusal message cannot be read: {error}") from error
