@@ -80,7 +80,9 @@ def make_base(folder: Path) -> Path:
         num_key_value_heads=2,
         max_position_embeddings=64,
         initializer_range=0.2,
-        **{"pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2},
+        pad_token_id=3,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     with torch.random.fork_rng():
         torch.manual_seed(5)

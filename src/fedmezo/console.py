@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -87,7 +87,7 @@ class RunLog:
     def __init__(self, console: Console, run_dir: Path) -> None:
         self.console = console
         self._logger = logging.getLogger("fedmezo")
-        self._file = logging.FileHandler(run_dir / LOG_FILE, encoding="utf-8", delay=True)
+        self._file = _LogFile(run_dir / LOG_FILE, encoding="utf-8", delay=True)
         self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._screen = _ConsoleHandler(console)
 
@@ -222,6 +222,16 @@ def show_summary(console: Console, summary: Summary, results: Path) -> None:
     _print_plain(console, f"Results are in {results}")
 
 
+def show_table(console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table under its title, the first column to the left, the others to the right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(Text(heading), justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    _print_table(console, title, table)
+
+
 def show_comparison(console: Console, comparison: Comparison) -> None:
     """Print the table of several runs, and under it what differs between them."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
@@ -232,6 +242,17 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
     _print_table(console, "Comparison of runs", table)
     for number, row in enumerate(comparison.rows, start=1):
         _print_plain(console, f"{number}: {row[0]}")
+
+
+class _LogFile(logging.FileHandler):
+    """A file that may be incomplete: what is logged is printed too, and a full disk is reported by what needs it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the base class's name)
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class _ConsoleHandler(logging.Handler):

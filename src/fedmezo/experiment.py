@@ -97,6 +97,8 @@ def at_work(console: Console, folder: Path, place: Placement = HERE) -> Iterator
 
 
 def _what_is_safe(folder: Path, place: Placement) -> str:
+    if not (folder / CONFIG_FILE).exists():
+        return f"nothing had begun. {folder} can be removed"
     try:
         rounds = read_journal(folder / JOURNAL_FILE).next_round
     except RunError:
