@@ -41,7 +41,7 @@ class Quadratic:
         bad = self.poison.intersection(batch.input_ids.flatten().tolist())
         return loss * float("nan") if bad else loss
 
-    def losses(self, thetas: Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
+    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
         self.calls.append(len(thetas))
         return [float(self.loss(theta, batch)) for theta, batch in zip(thetas, batches, strict=True)]
 

@@ -71,8 +71,13 @@ class Trainable(Protocol):
         """Where theta and the batches are expected."""
         ...
 
-    def losses(self, thetas: Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
-        """Mean loss over the label tokens of batch j at theta j, for each lane j; dropout off, no gradient."""
+    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
+        """Mean loss over the label tokens of batch j at theta j, for each lane j; dropout off, no gradient.
+
+        Args:
+            thetas: (lanes, d), or as many (d,).
+            batches: one for each lane.
+        """
         ...
 
 

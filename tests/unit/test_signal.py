@@ -26,7 +26,7 @@ class Rounding(Quadratic):
 
     resolution: float = 0.0
 
-    def losses(self, thetas: Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
+    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
         exact = super().losses(thetas, batches)
         return [round(loss / self.resolution) * self.resolution if self.resolution else loss for loss in exact]
 

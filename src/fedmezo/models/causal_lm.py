@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from fedmezo.models.adapters import attach_adapter, read_adapter, write_adapter
 from fedmezo.models.flat import FlatParameters
 from fedmezo.models.label_loss import choose_path
+from fedmezo.models.lanes import LanedLosses, laned_losses
 from fedmezo.records import Batch, Segment
 
 
@@ -33,6 +34,7 @@ class CausalLM:
         self._flat = FlatParameters(self._model)
         self._set_training(False)
         self._token_losses, notices = choose_path(self._model, base)
+        self._laned: LanedLosses | None = None
         self.notices: tuple[str, ...] = tuple(notices)
         """What the user should be told about this model."""
 
@@ -51,12 +53,29 @@ class CausalLM:
         """Where theta and the batches are expected."""
         return self._flat.device
 
-    def losses(self, thetas: Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
-        """Mean loss over the label tokens of batch j at theta j; the live tensors are left at the last theta."""
+    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
+        """Mean loss over the label tokens of batch j at theta j; the live tensors may be left at any of the thetas.
+
+        With lanes, all of them in one forward pass.
+        """
         self._set_training(False)
         with torch.inference_mode():
-            means = [self._mean_loss(theta, batch) for theta, batch in zip(thetas, batches, strict=True)]
-            return torch.stack(means).tolist() if means else []  # read together: one wait for the device
+            if self._laned is not None and len(thetas) > 1:
+                means = self._laned(thetas, batches)
+            else:
+                alone = [self._mean_loss(theta, batch) for theta, batch in zip(thetas, batches, strict=True)]
+                means = torch.stack(alone) if alone else torch.empty(0)
+            return means.tolist()  # read together: one wait for the device
+
+    def use_lanes(self) -> list[str]:
+        """Take the losses of several thetas in one forward pass from now on; returns what the user should be told.
+
+        Where the adapter has no laned form, or one that does not give the same losses, they stay sequential.
+        """
+        self._set_training(False)
+        laned, notices = laned_losses(self._model, self._flat, self._token_losses)
+        self._laned = laned
+        return notices
 
     def example_losses(self, theta: Tensor, batch: Batch) -> list[float]:
         """Mean loss over the label tokens of each row of a batch; the live tensors are left at theta."""

@@ -41,10 +41,15 @@ class LabelLosses:
         """Mean over the label tokens, a scalar; not a number when there are none."""
         return self.losses.sum() / self.losses.numel()
 
+    def group_means(self, groups: int) -> Tensor:
+        """Mean over the label tokens of each group of consecutive rows, (groups,); groups are of equal size."""
+        dense = torch.zeros(self.counted.shape, dtype=self.losses.dtype, device=self.losses.device)
+        sums = dense.masked_scatter(self.counted, self.losses).view(groups, -1).sum(1)
+        return sums / self.counted.view(groups, -1).sum(1)
+
     def row_means(self) -> Tensor:
         """Mean over each row's own label tokens, (b,)."""
-        dense = torch.zeros(self.counted.shape, dtype=self.losses.dtype, device=self.losses.device)
-        return dense.masked_scatter(self.counted, self.losses).sum(1) / self.counted.sum(1)
+        return self.group_means(len(self.counted))
 
 
 class LossPath(Protocol):
@@ -132,7 +137,7 @@ def choose_path(model: nn.Module, base: PreTrainedModel) -> tuple[LossPath, list
     if head is not None:
         vocabulary = num_rows(base)
         label_only = LabelOnlyPath(model, head, _after_head(base.config), vocabulary)
-        if _agree(plain, label_only, _probe(vocabulary, base.device), base.dtype):
+        if _agree(plain, label_only, probe_of(base), base.dtype):
             return label_only, []
     return plain, [
         f"{type(base).__name__} does more with its output head than the label-only loss knows: the logits of all "
@@ -153,9 +158,9 @@ def _after_head(config: PreTrainedConfig) -> Callable[[Tensor], Tensor]:
     return finish
 
 
-def _probe(vocabulary: int, device: torch.device) -> Batch:
+def probe_of(base: PreTrainedModel) -> Batch:
     """Two rows of eight tokens from all over the vocabulary; the second half is label, the second row is padded."""
-    ids = (torch.arange(16, device=device) * 7919 % vocabulary).view(2, 8)
+    ids = (torch.arange(16, device=base.device) * 7919 % num_rows(base)).view(2, 8)
     mask = torch.ones_like(ids)
     mask[1, 6:] = 0
     labels = ids.masked_fill(mask == 0, IGNORE_LABEL)
@@ -171,6 +176,11 @@ def _agree(plain: LossPath, label_only: LossPath, batch: Batch, dtype: torch.dty
             losses = label_only(batch).losses
         except (ModelError, RuntimeError, IndexError):
             return False
+    return losses_agree(losses, expected, dtype)
+
+
+def losses_agree(losses: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether losses differ by no more than the rounding of a forward pass in the base's precision."""
     size = float(expected.abs().max())
     tolerance = max(1e-5, 4 * torch.finfo(dtype).eps) * max(1.0, size)
     return losses.shape == expected.shape and bool((losses - expected).abs().max() <= tolerance)
