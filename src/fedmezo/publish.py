@@ -1,6 +1,6 @@
 """A run's fine-tune as one small file: what turns the base model into the adapter, and nothing else.
 
-After the four bytes FMZL come a format version (one byte) and the SHA-256 of what follows: an xz stream. Unpacked, it
+After the four bytes FMZL come a format version (one byte) and the SHA-256 of what follows: a zlib stream. Unpacked, it
 holds the length of a JSON document (uint32), that document (the journal's header, the number of rounds, the hash of
 the final state) and one column after the other: contributions of each round (uint32), then of each contribution client
 and number of scalars (uint32), rate and weight (float32, exact, since both have 16 significant bits), and all scalars
@@ -11,8 +11,8 @@ repeat themselves and low ones do not.
 from __future__ import annotations
 
 import json
-import lzma
 import struct
+import zlib
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -140,9 +140,7 @@ def encode_log(log: PublishedLog) -> bytes:
         _exact([part.weight for part in parts]),
         np.frombuffer(encode_scalars([g for part in parts for g in part.scalars or ()]), "<u2"),
     ]
-    body = lzma.compress(
-        b"".join([_LENGTH.pack(len(head)), head, *map(_planes, columns)]), preset=9 | lzma.PRESET_EXTREME
-    )
+    body = zlib.compress(b"".join([_LENGTH.pack(len(head)), head, *map(_planes, columns)]), 9)
     return _START.pack(MAGIC, VERSION, sha256(body).digest()) + body
 
 
@@ -161,8 +159,8 @@ def decode_log(data: bytes, where: str) -> PublishedLog:
     if sha256(body).digest() != digest:
         raise RunError(f"{where}: the file is damaged (its checksum does not fit); fetch it again")
     try:
-        return _unpack(lzma.decompress(body))
-    except (lzma.LZMAError, struct.error, ValueError, KeyError, TypeError) as error:
+        return _unpack(zlib.decompress(body))
+    except (zlib.error, struct.error, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{where}: the file cannot be read ({type(error).__name__}: {error})") from error
 
 
