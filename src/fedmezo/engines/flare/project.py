@@ -1,0 +1,114 @@
+"""Start-up kits: certificates, keys and policies for the server and every site, from a short file of ours.
+
+    server: fl.example.org      # how the sites reach the server: a host name or an address
+    port: 8002                  # the one port that the server must be reachable at
+    sites: [north, south, west] # a site's client number is its place in this list, from 0
+
+Each kit pins what its owner lets the others do. FLARE verifies both ends' certificates (mutual TLS) and every job's
+signature; a job may name no class but our two relays, bring no code, and use no shell command; logs are not uploaded.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field, ValidationError
+
+from fedmezo.config.schema import Section
+from fedmezo.errors import ConfigError
+
+SERVER = "server"
+KIT_FILE = "fedmezo.json"
+"""In each kit: what our own commands need to know of it."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+
+
+class Project(Section):
+    """Who takes part, and where the server is."""
+
+    server: str = Field(pattern=r"^[A-Za-z0-9.-]+$")
+    """How the sites reach the server: a host name or an address."""
+    port: int = Field(8002, ge=1, le=65535)
+    """The port that the server must be reachable at."""
+    sites: tuple[Name, ...] = Field(min_length=1, strict=False)
+    """The sites; a site's client number is its place here, from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """A start-up kit as our commands see it.
+
+    Args:
+        folder: where it lies.
+        party: `server` or the name of a site.
+        sites: all sites, in the order of their client numbers.
+        host: of the server.
+        port: of the server.
+        plaintext: whether it was made to speak without encryption.
+    """
+
+    folder: Path
+    party: str
+    sites: tuple[str, ...]
+    host: str
+    port: int
+    plaintext: bool
+
+    @property
+    def client(self) -> int:
+        """The site's client number."""
+        return self.sites.index(self.party)
+
+    def write(self) -> None:
+        """Keep in the folder what `read_kit` reads."""
+        fields = {key: value for key, value in asdict(self).items() if key != "folder"}
+        (self.folder / KIT_FILE).write_text(json.dumps(fields) + "\n")
+
+
+def read_kit(folder: Path, *, server: bool) -> Kit:
+    """Read a kit for the server, or for a site.
+
+    Raises:
+        ConfigError: it is no kit of ours, or one of the other kind.
+    """
+    try:
+        fields = json.loads((folder / KIT_FILE).read_text())
+        kit = Kit(folder.resolve(), **{**fields, "sites": tuple(fields["sites"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{folder}: is no start-up kit ({error}); give a folder that `fedmezo provision` made"
+        ) from error
+    if (kit.party == SERVER) != server:
+        wanted = "fedmezo serve" if kit.party == SERVER else "fedmezo site"
+        raise ConfigError(f"{folder}: is the kit of {kit.party}; it is for `{wanted}`")
+    return kit
+
+
+def read_project(path: Path) -> Project:
+    """Read a project file.
+
+    Raises:
+        ConfigError: it cannot be read, or a key is wrong.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: the project file cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the project file is not valid YAML: {error}") from error
+    try:
+        project = Project.model_validate(data)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}" for fault in error.errors()]
+        raise ConfigError(
+            f"{path}: {'; '.join(faults)}. A project file has server: HOST, port: NUMBER and sites: [NAME, ...]"
+        ) from error
+    taken = {SERVER, "admin", "operator"}
+    if len(set(project.sites)) < len(project.sites) or taken.intersection(project.sites):
+        raise ConfigError(f"{path}: sites: every name may stand there once, and none may be {', '.join(sorted(taken))}")
+    return project

@@ -1,0 +1,150 @@
+"""What a site does with the server's messages: it keeps its model, its data and the state it knows, and answers.
+
+No network and no process in here: bytes in, bytes out. The same client work as in the simulation runs on the same
+theta, brought up to date by what the task carries and checked against the state hash before any step is taken.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedmezo.errors import FedMeZOError
+from fedmezo.federation.aggregate import apply_scalars_
+from fedmezo.federation.clients import ClientWork
+from fedmezo.federation.joining import (
+    UNKNOWN,
+    Ready,
+    Reason,
+    RefusedTask,
+    Setup,
+    decode_setup,
+    encode_ready,
+    encode_refusal,
+    is_setup,
+)
+from fedmezo.federation.messages import CatchUp, decode_task, encode_report
+from fedmezo.records import ClientData, ClientTask, Report
+from fedmezo.zo.arithmetic import state_hash
+from fedmezo.zo.estimate import Estimator
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A site's parts, made from a setup and its own data.
+
+    Args:
+        work: the local steps.
+        data: the site's own examples.
+        theta: (d,) initial, derived from the base model and the run's seed.
+        seed: run seed.
+        estimator: the run's; replays what others reported.
+    """
+
+    work: ClientWork
+    data: ClientData
+    theta: Tensor
+    seed: int
+    estimator: Estimator
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not an error
+    """The site cannot do what a message asks."""
+
+    def __init__(self, reason: Reason, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class Site:
+    """One site's side of a run.
+
+    Args:
+        load: makes the parts from a setup, once for each run; raises FedMeZOError if it cannot.
+    """
+
+    def __init__(self, load: Callable[[Setup], Loaded]) -> None:
+        self._load = load
+        self._setup: Setup | None = None
+        self._loaded: Loaded | None = None
+        self._theta: Tensor | None = None
+        self._round = UNKNOWN  # theta is the state before this round
+
+    def answer(self, message: bytes) -> bytes:
+        """The reply to a setup or a task.
+
+        Raises:
+            RunError: the message is neither.
+        """
+        return self._answer_setup(decode_setup(message)) if is_setup(message) else self._answer_task(message)
+
+    def _answer_setup(self, setup: Setup) -> bytes:
+        try:
+            loaded = self._set_up(setup)
+        except FedMeZOError as error:
+            logger.error("cannot take part: %s", error)
+            return encode_refusal(RefusedTask(setup.client, 0, Reason.FAILED, UNKNOWN, str(error)))
+        data = loaded.data
+        return encode_ready(Ready(setup.client, self._round, data.num_examples, data.num_batches))
+
+    def _set_up(self, setup: Setup) -> Loaded:
+        """Load what the setup asks for, unless it is there: a run that goes on finds the state it left."""
+        if self._loaded is not None and setup == self._setup:
+            return self._loaded
+        self._loaded = self._theta = None  # before loading: two models may not fit
+        self._round = UNKNOWN
+        self._loaded = self._load(setup)
+        self._setup = setup
+        if state_hash(self._loaded.theta) == setup.theta_hash:
+            self._theta, self._round = self._loaded.theta.clone(), 0
+        return self._loaded
+
+    def _answer_task(self, message: bytes) -> bytes:
+        task, digest, way = decode_task(message)
+        try:
+            return encode_report(self._work(task, digest, way))
+        except Refused as refusal:
+            logger.warning("round %d refused: %s", task.round, refusal)
+            reason, text = refusal.reason, str(refusal)
+        except FedMeZOError as error:
+            logger.error("round %d failed: %s", task.round, error)
+            reason, text = Reason.FAILED, str(error)
+        return encode_refusal(RefusedTask(task.client, task.round, reason, self._round, text))
+
+    def _work(self, task: ClientTask, digest: str, way: CatchUp) -> Report:
+        if self._loaded is None or self._setup is None:
+            raise Refused(Reason.NOT_SET_UP, "this site has had no setup")
+        if task.client != self._setup.client:
+            raise Refused(Reason.FAILED, f"the task is for client {task.client}; this is {self._setup.client}")
+        if task.round < self._round:
+            raise Refused(Reason.STALE, f"the task is of round {task.round}; this site is at round {self._round}")
+        started = time.monotonic()
+        theta = self._advance(self._loaded, task.round, digest, way)
+        (report,) = self._loaded.work.run([task], theta, digest, {task.client: self._loaded.data})
+        seconds = time.monotonic() - started
+        logger.info("round %d: train loss %.4f, %.1f s", task.round, report.train_loss, seconds)
+        return report
+
+    def _advance(self, loaded: Loaded, round_index: int, digest: str, way: CatchUp) -> Tensor:
+        """Bring theta to the state before a round; its hash must be the server's."""
+        if way.theta is not None:
+            theta, self._round = way.theta.to(loaded.theta.device), round_index
+        elif self._theta is None:
+            raise Refused(Reason.OTHER_STATE, "this site knows no state")
+        else:
+            theta = self._theta
+            for record in way.records:
+                if record.round == self._round:
+                    apply_scalars_(theta, record, loaded.seed, loaded.estimator)
+                    self._round += 1
+        self._theta = theta
+        if self._round != round_index or state_hash(theta) != digest:
+            reached, self._theta, self._round = self._round, None, UNKNOWN
+            raise Refused(Reason.OTHER_STATE, f"from the state before round {reached} the task's state is not reached")
+        return theta
