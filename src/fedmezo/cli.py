@@ -10,6 +10,7 @@ from pathlib import Path
 from fedmezo import __version__
 from fedmezo.config import Config, Loaded, as_overrides, load_config
 from fedmezo.errors import ConfigError, FedMeZOError
+from fedmezo.tasks.arguments import add_eval, add_generate
 
 _EXAMPLES = """\
 examples:
@@ -56,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     _add_publishing(commands)
     _add_report(commands)
+    add_eval(commands)
+    add_generate(commands)
     return parser
 
 

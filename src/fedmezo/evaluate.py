@@ -46,13 +46,13 @@ def evaluate(model: Evaluable, theta: Tensor, dataset: EncodedDataset, shards: S
     """
     indices = np.concatenate(shards)
     losses = np.empty(len(dataset))
-    for some in _batches(indices, dataset.lengths):
+    for some in batches_by_length(indices, dataset.lengths):
         losses[some] = model.example_losses(theta, dataset.batch(some, model.device))
     by_client = {client: float(losses[shard].mean()) for client, shard in enumerate(shards) if len(shard)}
     return Evaluation(float(losses[indices].mean()), by_client)
 
 
-def _batches(indices: Indices, lengths: NDArray[np.int64]) -> Iterator[Indices]:
+def batches_by_length(indices: Indices, lengths: NDArray[np.int64]) -> Iterator[Indices]:
     """Examples of similar length together, so that little is padded."""
     ordered = indices[np.argsort(lengths[indices], kind="stable")]
     start = 0

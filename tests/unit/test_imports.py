@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "fedmezo"
 
 LAYERS = (
     {"errors", "records"},
-    {"atomic", "config"},
+    {"atomic", "config", "intervals"},
     {"zo"},
     {"data", "models"},
     {"federation"},
@@ -17,7 +17,7 @@ LAYERS = (
     {"engines", "summary"},
     {"plots", "console"},
     {"report", "training", "assemble"},
-    {"experiment", "calibrate", "diagnose", "resume", "replay", "publish"},
+    {"experiment", "calibrate", "diagnose", "resume", "replay", "publish", "tasks"},
     {"cli", "__main__"},
 )
 """From the bottom up: a module imports from its own layer and those below."""

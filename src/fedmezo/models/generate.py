@@ -1,12 +1,16 @@
-"""Greedy answers to instructions."""
+"""Greedy continuations of prompts, many at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from fedmezo.data.prompt import prompt_of
 from fedmezo.models.causal_lm import CausalLM
@@ -14,6 +18,31 @@ from fedmezo.records import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+TOKENS_PER_BATCH = 8192
+"""Tokens of all rows of a batch, prompt and answer: they bound the memory of the keys and values that are kept."""
+
+OnItems = Callable[[int, int | None], None]
+"""Called with the items done so far and their number in all."""
+
+
+def _ignore(done: int, total: int | None) -> None:
+    """Report to nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How an answer ends.
+
+    Args:
+        max_new_tokens: at the latest after so many tokens.
+        stops: texts before which an answer is cut, and after which no more is generated.
+        tokens_per_batch: limit of a batch; see `TOKENS_PER_BATCH`.
+    """
+
+    max_new_tokens: int
+    stops: tuple[str, ...] = ()
+    tokens_per_batch: int = TOKENS_PER_BATCH
 
 
 def answers(
@@ -25,21 +54,108 @@ def answers(
 ) -> list[str]:
     """The model's greedy answer to each example's instruction at theta (d,), of at most `max_new_tokens` tokens."""
     model.load(theta)
-    return [_answer(model, tokenizer, example, max_new_tokens) for example in examples]
+    prompts = [prompt_of(example) for example in examples]
+    return [text.strip() for text in complete(model.peft, tokenizer, prompts, Decoding(max_new_tokens))]
 
 
-def _answer(model: CausalLM, tokenizer: PreTrainedTokenizerFast, example: Example, max_new_tokens: int) -> str:
-    prompt = tokenizer(prompt_of(example), return_tensors="pt").to(model.device)
-    with torch.inference_mode():
-        generate: Callable[..., Tensor] = model.peft.generate  # PEFT leaves it without types
-        tokens = generate(
-            input_ids=prompt["input_ids"],
-            attention_mask=prompt["attention_mask"],
-            max_new_tokens=max_new_tokens,
+def complete(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    decoding: Decoding,
+    on_items: OnItems = _ignore,
+) -> list[str]:
+    """The greedy continuation of each prompt, without special tokens.
+
+    Prompts of similar length share a batch, padded on the left. Adapters of virtual tokens get prompts of one length
+    per batch instead: those tokens stand before the padding, where a model's positions do not expect them.
+
+    Args:
+        model: a causal language model of transformers, with or without an adapter.
+        tokenizer: its tokenizer.
+        prompts: the texts to go on with.
+        decoding: how an answer ends.
+        on_items: hears of the progress.
+    """
+    rows: list[list[int]] = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    texts = [""] * len(rows)
+    done = 0
+    for group in _groups([len(row) for row in rows], decoding, padded=not _has_virtual_tokens(model)):
+        for index, text in zip(group, _continue(model, tokenizer, [rows[i] for i in group], decoding), strict=True):
+            texts[index] = text
+        done += len(group)
+        on_items(done, len(rows))
+    return texts
+
+
+def _groups(lengths: Sequence[int], decoding: Decoding, *, padded: bool) -> Iterator[list[int]]:
+    """Prompts of similar length, or of equal length; the longest first, so that memory runs out at once or never."""
+    group: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[group[0]] if group else lengths[index]
+        full = (len(group) + 1) * (longest + decoding.max_new_tokens) > decoding.tokens_per_batch
+        if group and (full or (not padded and lengths[index] != longest)):
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def _continue(
+    model: nn.Module, tokenizer: PreTrainedTokenizerFast, rows: Sequence[list[int]], decoding: Decoding
+) -> list[str]:
+    longest = max(map(len, rows))
+    padded = [[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows]
+    masks = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    generating: Any = model  # neither transformers nor PEFT types what `generate` takes
+    stopping = [_StopText(tokenizer, decoding.stops, longest)] if decoding.stops else []
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Position ids are not supported"
+        )  # virtual tokens: PEFT makes its own
+        tokens = generating.generate(
+            input_ids=torch.tensor(padded, device=generating.device),
+            attention_mask=torch.tensor(masks, device=generating.device),
+            max_new_tokens=decoding.max_new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
+            stopping_criteria=StoppingCriteriaList(stopping),
             use_cache=True,
         )
-    answer = tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-    return str(answer).strip()
+    texts = tokenizer.batch_decode(tokens[:, longest:], skip_special_tokens=True)
+    return [cut(text, decoding.stops) for text in texts]
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of the stops."""
+    found = [at for stop in stops if (at := text.find(stop)) >= 0]
+    return text[: min(found)] if found else text
+
+
+class _StopText(StoppingCriteria):
+    """Ends a row once its continuation holds one of some texts.
+
+    Args:
+        tokenizer: turns tokens into text.
+        stops: the texts.
+        prompt_length: tokens before the continuation, padding included.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, stops: Sequence[str], prompt_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._stops = stops
+        self._prompt_length = prompt_length
+        self._window = max(map(len, stops)) + 1  # a token is at least a character, or a part of one
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Tensor, **_: Any) -> torch.BoolTensor:
+        """For each row whether it has ended, (b,); the signature is that of transformers."""
+        tail = input_ids[:, max(self._prompt_length, input_ids.shape[1] - self._window) :]
+        texts = self._tokenizer.batch_decode(tail)
+        seen = [any(stop in text for stop in self._stops) for text in texts]
+        return torch.tensor(seen, device=input_ids.device)  # type: ignore[return-value]  # a tensor has one type
+
+
+def _has_virtual_tokens(model: nn.Module) -> bool:
+    return isinstance(model, PeftModel) and bool(model.active_peft_config.is_prompt_learning)

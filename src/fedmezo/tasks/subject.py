@@ -1,0 +1,182 @@
+"""The model that is examined: a run at some round, a saved adapter, or a base model alone."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from fedmezo import assemble
+from fedmezo.config import Config, load_config
+from fedmezo.errors import ModelError, RunError
+from fedmezo.journal import JOURNAL_FILE, read_journal
+from fedmezo.models.hardware import choose_device, choose_dtype
+from fedmezo.models.label_loss import LossPath, choose_path
+from fedmezo.models.loading import load_base
+from fedmezo.run_directory import ADAPTER_FOLDER, CONFIG_FILE
+from fedmezo.snapshots import SNAPSHOT_FOLDER, load_snapshot, snapshot_rounds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+ADAPTER_CONFIG = "adapter_config.json"
+TOK_LEN = 1024
+"""Longest example in tokens where no run says it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A model as the tasks see it."""
+
+    name: str
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerFast
+    losses: LossPath
+    tok_len: int  # longest example in tokens
+    run: Path | None  # the run's folder, if it is one
+    config: Config | None  # the run's
+    notices: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return torch.device(self.model.device)
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether there is an adapter."""
+        return isinstance(self.model, PeftModel)
+
+    @contextmanager
+    def untuned(self) -> Iterator[None]:
+        """Within the block the model is the base alone."""
+        if isinstance(self.model, PeftModel):
+            with self.model.disable_adapter():
+                yield
+        else:
+            yield
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Where a model that no run describes is loaded, and how precisely; None is what the run says, or the plain way."""
+
+    use_gpu: bool | None = None
+    dtype: str | None = None
+
+
+AS_THE_RUN = Hardware()
+
+
+def load_subject(target: str, hardware: Hardware, round_index: int | None = None) -> Subject:
+    """Load what `target` names.
+
+    Args:
+        target: a run's folder, an adapter's folder, or a model as `model.type` names it.
+        hardware: where and how precisely.
+        round_index: of a run, the state after so many rounds instead of its final adapter.
+
+    Raises:
+        ModelError: the model or adapter cannot be loaded.
+        RunError: the run is damaged, is not finished, or has no snapshot of that round.
+    """
+    folder = Path(target)
+    if (folder / CONFIG_FILE).is_file():
+        return _load_run(folder, hardware, round_index)
+    if round_index is not None:
+        raise RunError(f"{target} is not a run's folder (it has no {CONFIG_FILE}), so it has no rounds to choose from")
+    if (folder / ADAPTER_CONFIG).is_file():
+        return _load_adapter(folder, hardware)
+    return _load_model(target, hardware)
+
+
+def _load_run(folder: Path, hardware: Hardware, round_index: int | None) -> Subject:
+    config = _moved(load_config(folder / CONFIG_FILE).config, hardware)
+    if round_index is not None:
+        return _load_round(folder, config, round_index)
+    if not (folder / ADAPTER_FOLDER / ADAPTER_CONFIG).is_file():
+        raise RunError(f"{folder}: the run is not finished. Finish it with: fedmezo resume {folder}{_or_round(folder)}")
+    base, tokenizer, notices = _base(config)
+    model = _with_adapter(base, folder / ADAPTER_FOLDER)
+    losses, more = choose_path(model, base)
+    return Subject(folder.name, model, tokenizer, losses, config.llm.tok_len, folder, config, (*notices, *more))
+
+
+def _load_round(folder: Path, config: Config, round_index: int) -> Subject:
+    journal = read_journal(folder / JOURNAL_FILE)
+    rounds = snapshot_rounds(folder / SNAPSHOT_FOLDER)
+    if round_index and round_index not in rounds:
+        kept = ", ".join(map(str, rounds)) or "none"
+        raise RunError(f"{folder}: no snapshot of round {round_index}; there are: 0, {kept} (federate.save_freq)")
+    tuned = assemble.load_model(config)
+    if round_index in rounds:
+        hashes = [journal.header.theta_hash, *(record.state_hash for record in journal.records)]
+        if round_index >= len(hashes):
+            raise RunError(f"{folder}: the journal ends before round {round_index}, of which there is a snapshot")
+        tuned.model.load(load_snapshot(folder / SNAPSHOT_FOLDER, round_index, hashes[round_index]))
+    base = tuned.model.peft.get_base_model()
+    assert isinstance(base, PreTrainedModel), "the base of a run is a model of transformers"
+    losses, _ = choose_path(tuned.model.peft, base)
+    name = f"{folder.name}, round {round_index}"
+    return Subject(name, tuned.model.peft, tuned.tokenizer, losses, config.llm.tok_len, folder, config, tuned.notices)
+
+
+def _load_adapter(folder: Path, hardware: Hardware) -> Subject:
+    try:
+        named = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / ADAPTER_CONFIG}: names no base model ({error})") from error
+    base, tokenizer, notices = _plain_base(str(named), hardware)
+    model = _with_adapter(base, folder)
+    losses, more = choose_path(model, base)
+    return Subject(folder.name, model, tokenizer, losses, TOK_LEN, None, None, (*notices, *more))
+
+
+def _load_model(name: str, hardware: Hardware) -> Subject:
+    base, tokenizer, notices = _plain_base(name, hardware)
+    losses, more = choose_path(base, base)
+    return Subject(Path(name).name, base, tokenizer, losses, TOK_LEN, None, None, (*notices, *more))
+
+
+def _moved(config: Config, hardware: Hardware) -> Config:
+    """The run's configuration with another device or precision where one is asked for."""
+    use_gpu = config.use_gpu if hardware.use_gpu is None else hardware.use_gpu
+    dtype = config.model.dtype if hardware.dtype is None else hardware.dtype
+    return config.model_copy(update={"use_gpu": use_gpu, "model": config.model.model_copy(update={"dtype": dtype})})
+
+
+def _base(config: Config) -> tuple[PreTrainedModel, Any, tuple[str, ...]]:
+    device, device_notices = choose_device(config.use_gpu, config.device)
+    dtype, dtype_notices = choose_dtype(config.model.dtype, config.train.is_enable_half, device)
+    base, tokenizer = load_base(config.model.type, config.llm.cache.model, dtype, device)
+    return base, tokenizer, (*device_notices, *dtype_notices)
+
+
+def _plain_base(name: str, hardware: Hardware) -> tuple[PreTrainedModel, Any, tuple[str, ...]]:
+    device, device_notices = choose_device(bool(hardware.use_gpu), -1)
+    dtype, dtype_notices = choose_dtype(hardware.dtype, False, device)
+    base, tokenizer = load_base(name, None, dtype, device)
+    return base, tokenizer, (*device_notices, *dtype_notices)
+
+
+def _with_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # PEFT reads the old name
+        try:
+            model: PeftModel = PeftModel.from_pretrained(base, str(folder))
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise ModelError(f"{folder}: PEFT cannot load this adapter: {error}") from error
+    return model.eval()
+
+
+def _or_round(folder: Path) -> str:
+    rounds = snapshot_rounds(folder / SNAPSHOT_FOLDER)
+    return f", or choose one of its snapshots with --round: {', '.join(map(str, rounds))}" if rounds else ""
