@@ -15,7 +15,7 @@ LAYERS = (
     {"federation"},
     {"stopping", "metrics", "journal", "snapshots", "evaluate", "run_directory"},
     {"engines", "summary"},
-    {"plots", "console"},
+    {"plots", "plots_theory", "console"},
     {"report", "training", "assemble"},
     {"experiment", "calibrate", "diagnose", "resume", "replay", "publish", "tasks"},
     {"cli", "__main__"},
