@@ -26,6 +26,7 @@ from fedmezo.console import work_progress
 from fedmezo.data.shard import Shard
 from fedmezo.errors import RunError
 from fedmezo.journal import JOURNAL_FILE, read_journal
+from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.label_loss import PlainPath
 from fedmezo.plots import png
 from fedmezo.plots_theory import draw_diagnosis
@@ -66,20 +67,14 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bench:
-    """A run's model in float32 and the batches that are looked at."""
+    """What is looked at: a loss by its gradients, and batches of a run's clients."""
 
-    config: Config
-    tuned: TunedModel
+    gradient: Callable[[Tensor, Batch], Tensor]  # of the mean loss over a batch at theta (d,), dropout off
     client_batches: tuple[tuple[Batch, ...], ...]  # for the noise: as many of each client, of the run's batch size
     pieces: tuple[Batch, ...]  # for the curvature
+    seed: int  # of the random vectors
+    cohort_size: int
     local_steps: int
-
-    def gradient(self, theta: Tensor, batch: Batch) -> Tensor:
-        """Gradient (d,) of the mean loss over a batch's label tokens, dropout off."""
-        model = self.tuned.model
-        model.load(theta)
-        loss = PlainPath(model.peft)(batch).mean()
-        return torch.cat([part.flatten() for part in torch.autograd.grad(loss, model.parameters())])
 
     def mean_gradient(self, theta: Tensor) -> Tensor:
         """Gradient (d,) of the loss whose curvature is looked at: the mean over its examples."""
@@ -106,13 +101,13 @@ def diagnose(folder: Path) -> int:
     write_text(folder / NUMBERS_FILE, json.dumps(document, indent=2) + "\n")
     with replacing(folder / PICTURE_FILE) as file:
         file.write(png(draw_diagnosis([item.spectrum for item in found], *_rates(found, config))))
-    show(console, config, bench, found)
+    show(console, config.train.optimizer.lr, bench, found)
     console.print(f"Picture and numbers are in {folder / PICTURE_FILE} and {NUMBERS_FILE}", soft_wrap=True)
     return 0
 
 
 def in_float32(config: Config) -> Config:
-    """The configuration with a base in float32 and draws that the run did not make."""
+    """The configuration with a base in float32."""
     model = config.model.model_copy(update={"dtype": "float32"})
     return config.model_copy(update={"model": model})
 
@@ -143,8 +138,26 @@ def make_bench(config: Config, tuned: TunedModel, holdings: Holdings) -> Bench:
     rows = np.concatenate([shard.indices[:share] for shard in chosen])
     lengths = holdings.dataset.lengths
     pieces = [holdings.dataset.batch(some, tuned.model.device) for some in _pieces(rows, lengths)]
-    batches = tuple(tuple(_draw(shard, count)) for shard in chosen)
-    return Bench(config, tuned, batches, tuple(pieces), max(shard.num_batches for shard in able))
+    return Bench(
+        gradient=gradient_of(tuned.model),
+        client_batches=tuple(tuple(_draw(shard, count)) for shard in chosen),
+        pieces=tuple(pieces),
+        seed=other.seed,
+        cohort_size=config.federate.cohort_size,
+        local_steps=max(shard.num_batches for shard in able),
+    )
+
+
+def gradient_of(model: CausalLM) -> Callable[[Tensor, Batch], Tensor]:
+    """The gradient (d,) of the mean loss over a batch's label tokens at theta (d,), dropout off."""
+    path = PlainPath(model.peft)
+
+    def gradient(theta: Tensor, batch: Batch) -> Tensor:
+        model.load(theta)
+        parts = torch.autograd.grad(path(batch).mean(), model.parameters())
+        return torch.cat([part.flatten() for part in parts])
+
+    return gradient
 
 
 def measure(bench: Bench, at: int, theta: Tensor, console: Console) -> Diagnosis:
@@ -158,7 +171,7 @@ def measure(bench: Bench, at: int, theta: Tensor, console: Console) -> Diagnosis
             smoothness=found.norm,
             noise_factor=factor,
             dimension=len(theta),
-            clients=bench.config.federate.cohort_size,
+            clients=bench.cohort_size,
             steps=bench.local_steps,
         )
         for factor in (max(1.0, moments.noise_factor), 1.0)
@@ -179,8 +192,8 @@ def _gram(bench: Bench, theta: Tensor, progress: Progress) -> Tensor:
 
 def _spectrum(bench: Bench, theta: Tensor, progress: Progress) -> tuple[Spectrum, float]:
     """The spectrum of the Hessian, and the relative error of a product with it."""
-    seed, d = bench.config.seed ^ MAX_SEED, len(theta)
-    streams = [Stream(seed, Purpose.DIRECTION, MAX_ROUNDS - 1, SERVER, i) for i in range(RANDOM_VECTORS)]
+    d = len(theta)
+    streams = [Stream(bench.seed, Purpose.DIRECTION, MAX_ROUNDS - 1, SERVER, i) for i in range(RANDOM_VECTORS)]
     starts = directions(RADEMACHER, streams, 0, d, theta.device).float()
     step, error = choose_step(bench.mean_gradient, theta, starts[0])
     counted = _counted(bench.mean_gradient, progress, 2 * RANDOM_VECTORS * min(LANCZOS_STEPS, d))
@@ -226,7 +239,7 @@ def _rates(found: Sequence[Diagnosis], config: Config) -> tuple[list[int], list[
     return rounds, bounds, [item.bound_without_noise for item in found], config.train.optimizer.lr
 
 
-def show(console: Console, config: Config, bench: Bench, found: Sequence[Diagnosis]) -> None:
+def show(console: Console, rate: float, bench: Bench, found: Sequence[Diagnosis]) -> None:
     """Print the table, and what it says about the rate that was used."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
@@ -238,7 +251,7 @@ def show(console: Console, config: Config, bench: Bench, found: Sequence[Diagnos
     examples = sum(piece.num_examples for piece in bench.pieces)
     console.print(f"Curvature of {examples} examples, gradients of {count} batches of {clients} clients", style="bold")
     console.print(table)
-    console.print(rate_in_words(found, config.train.optimizer.lr), highlight=False, soft_wrap=True)
+    console.print(rate_in_words(found, rate), highlight=False, soft_wrap=True)
     for item in found:
         if item.product_error > UNSURE:
             text = f"notice: products with the Hessian at round {item.round} are right to {item.product_error:.0%} only"
