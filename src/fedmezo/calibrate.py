@@ -6,7 +6,6 @@ real federated training at several rates. The formulas are in `zo.calibration`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +33,7 @@ from fedmezo.federation.round import ServerState, close_round_, initial_state, p
 from fedmezo.plots import png
 from fedmezo.plots_theory import draw_calibration
 from fedmezo.records import Batch
-from fedmezo.run_directory import new_run_directory, write_text
+from fedmezo.run_directory import new_run_directory, write_numbers, write_text
 from fedmezo.zo.calibration import (
     Burst,
     GradientError,
@@ -145,7 +144,7 @@ def calibrate(
     folder = new_run_directory(Path(config.outdir), "calibration")
     with replacing(folder / PICTURE_FILE) as file:
         file.write(_picture(config, result))
-    write_text(folder / NUMBERS_FILE, json.dumps({"version": 1, **asdict(result)}, indent=2) + "\n")
+    write_numbers(folder / NUMBERS_FILE, {"version": 1, **asdict(result)})
     show(console, result)
     if not result.advice:
         raise TrainingError(

@@ -6,7 +6,6 @@ curvature is a property of the loss, and half precision would bury it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from fedmezo.plots import png
 from fedmezo.plots_theory import draw_diagnosis
 from fedmezo.records import Batch
 from fedmezo.resume import restore
-from fedmezo.run_directory import CONFIG_FILE, write_text
+from fedmezo.run_directory import CONFIG_FILE, write_numbers
 from fedmezo.zo.curvature import Estimate, Gradient, Spectrum, choose_step, product_by_differences, spectrum
 from fedmezo.zo.noise import MAX_ROUNDS, MAX_SEED, RADEMACHER, SERVER, Purpose, Stream, directions
 from fedmezo.zo.theory import GradientMoments, RateBound, gradient_moments, rate_bound
@@ -98,7 +97,7 @@ def diagnose(folder: Path) -> int:
     bench, states = set_up(folder, config, console)
     found = [measure(bench, at, theta, console) for at, theta in states]
     document = {"version": 1, "rate": config.train.optimizer.lr, "states": [asdict(state) for state in found]}
-    write_text(folder / NUMBERS_FILE, json.dumps(document, indent=2) + "\n")
+    write_numbers(folder / NUMBERS_FILE, document)
     with replacing(folder / PICTURE_FILE) as file:
         file.write(png(draw_diagnosis([item.spectrum for item in found], *_rates(found, config))))
     show(console, config.train.optimizer.lr, bench, found)

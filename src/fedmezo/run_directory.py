@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import platform
 import sys
@@ -78,6 +79,11 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def write_numbers(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON document atomically; numbers that are not finite, which JSON does not know, become null."""
+    write_text(path, json.dumps(_finite(document), indent=2, allow_nan=False) + "\n")
+
+
 def environment(device: torch.device, lanes: int) -> dict[str, object]:
     """What the last bits of a loss may depend on, and what a reader of the results wants to know."""
     on_gpu = device.type == "cuda"
@@ -137,6 +143,14 @@ def _leaves(branch: Mapping[str, Any], prefix: str, ignored: frozenset[str]) -> 
             yield from _leaves(value, f"{key}.", ignored)
         else:
             yield key, value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _processor() -> str:
