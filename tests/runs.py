@@ -10,9 +10,11 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from fedmezo.journal import JournalWriter
+from fedmezo.records import RoundRecord
+
 WORDS = [f"w{i}" for i in range(100)]
 
 PLAIN: dict[str, Any] = {
@@ -29,7 +34,7 @@ PLAIN: dict[str, Any] = {
     "early_stop": {"patience": 0},
     "federate": {"client_num": 3, "total_round_num": 5},
     "data": {"type": "words.jsonl", "splits": [0.7, 0.15, 0.15]},
-    "llm": {"tok_len": 24, "adapter": {"use": True, "args": [{"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}]}},
+    "llm": {"tok_len": 48, "adapter": {"use": True, "args": [{"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}]}},
     "dataloader": {"batch_size": 2},
     "train": {"local_update_steps": 3, "optimizer": {"lr": 0.01}, "lr_width": 0.005, "zo": {"eps": 0.01}},
     "eval": {"freq": 2, "split": ["val", "test"]},
@@ -54,6 +59,13 @@ CASES: dict[str, dict[str, Any]] = {
         "train.scheduler.type": "warmup_step",
         "train.scheduler.warmup_steps": 1,
         "train.train_strategy": "five-round",
+    },
+    "server optimiser": {
+        "federate.protocol": "weights",
+        "federate.method": "FedYogi",
+        "fedopt.lr_server": 0.01,
+        "fedprox.use": True,
+        "fedprox.mu": 0.5,
     },
     "stopped early": {
         "early_stop.patience": 2,
@@ -102,6 +114,42 @@ def make_data(folder: Path, num_examples: int = 80) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class Death:
+    """When a process kills itself, as nobody else could time it.
+
+    Args:
+        at_write: just before it puts data on disk for the so-manieth time.
+        after_rounds: when it has committed so many rounds.
+    """
+
+    at_write: int = 0
+    after_rounds: int = 0
+    calls: list[str] = field(default_factory=list)
+
+    def arm(self) -> None:
+        """Take effect in this process."""
+        os.fsync, os.replace = self._counted(os.fsync), self._counted(os.replace)
+        JournalWriter.append = self._last(JournalWriter.append)  # type: ignore[method-assign]  # in a process of its own
+
+    def _counted(self, function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            self.calls.append(function.__name__)
+            if len(self.calls) == self.at_write:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args)
+
+        return call
+
+    def _last(self, append: Any) -> Any:
+        def call(writer: JournalWriter, record: RoundRecord) -> None:
+            append(writer, record)
+            if record.round + 1 == self.after_rounds:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return call
+
+
 class Runs:
     """A folder with a model, data and the runs made there.
 
@@ -132,22 +180,33 @@ class Runs:
         path.write_text(yaml.safe_dump(content))
         return path
 
-    def start(self, *arguments: str, die_at_write: int | None = None) -> ForkServerProcess:
-        """Start a command; `die_at_write` kills it just before so many files have been put on disk."""
-        process = self._context.Process(target=_main, args=(self.root, arguments, die_at_write))
+    def start(
+        self, *arguments: str | Path, dies: Death | None = None, largest_file: int | None = None
+    ) -> ForkServerProcess:
+        """Start a command.
+
+        Args:
+            arguments: of the command line.
+            dies: when it kills itself.
+            largest_file: bytes beyond which no file can grow, as on a full disk.
+        """
+        words = [str(word) for word in arguments]
+        process = self._context.Process(target=_main, args=(self.root, words, dies, largest_file))
         process.start()
         return process
 
-    def finish(self, *arguments: str, die_at_write: int | None = None) -> tuple[int, str]:
+    def finish(
+        self, *arguments: str | Path, dies: Death | None = None, largest_file: int | None = None
+    ) -> tuple[int, str]:
         """Run a command to its end; returns its exit code, negative for a signal, and what it printed."""
-        process = self.start(*arguments, die_at_write=die_at_write)
+        process = self.start(*arguments, dies=dies, largest_file=largest_file)
         process.join()
-        assert process.exitcode is not None
+        assert process.exitcode is not None, "it was joined"
         return process.exitcode, output_of(self.root, process)
 
     def run(self, name: str, **changes: Any) -> Path:
         """Make a run that nothing disturbs; returns its folder."""
-        code, output = self.finish("run", str(self.config(expname=name, **changes)))
+        code, output = self.finish("run", self.config(expname=name, **changes))
         assert code == 0, output
         return self.root / "runs" / name
 
@@ -166,38 +225,23 @@ def kill_after(process: ForkServerProcess, seconds: float) -> bool:
     return process.exitcode == -signal.SIGKILL
 
 
-def _main(root: Path, arguments: Sequence[str], die_at_write: int | None) -> None:
+def _main(root: Path, arguments: Sequence[str], dies: Death | None, largest_file: int | None) -> None:
     """Body of a forked process: the command line, with its output in a file."""
     descriptor = os.open(root / f"output-{os.getpid()}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ["XDG_CACHE_HOME"] = str(root / "cache")
     torch.set_num_threads(1)
-    if die_at_write is not None:
-        _die_at(die_at_write)
+    if dies is not None:
+        dies.arm()
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     from fedmezo.cli import main
 
     code = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _die_at(number: int) -> None:
-    """Kill this process at the call that would put data on disk for the so-manieth time."""
-    calls = 0
-
-    def counted(function: Any) -> Any:
-        def call(*args: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args)
-
-        return call
-
-    os.fsync, os.replace = counted(os.fsync), counted(os.replace)
 
 
 def differences(run: Path, other: Path) -> list[str]:

@@ -79,6 +79,7 @@ def resume(folder: Path, *, force: bool = False, place: Placement = HERE) -> int
     with at_work(Console(), folder, place) as log:
         if not (folder / JOURNAL_FILE).exists():
             _require_untouched(folder)
+            _sweep(folder)
             log.line(f"run {folder} was stopped before its first round: starting it")
             return start(config, folder, log, place)
         journal = read_journal(folder / JOURNAL_FILE)
@@ -203,10 +204,15 @@ def _refusal(folder: Path, faults: Sequence[str]) -> str:
 
 def _cut_back(folder: Path, next_round: int) -> list[Metric]:
     """Remove what was written for rounds that were not committed; returns the metrics that are left."""
+    _sweep(folder)
     snapshots = snapshots_of(folder)
-    for place in (folder, snapshots, folder / ADAPTER_FOLDER, folder / BEST_ADAPTER_FOLDER):
-        remove_leftovers(place)
     delete_snapshots(snapshots, [saved for saved in snapshot_rounds(snapshots) if saved > next_round])
     if not (folder / METRICS_FILE).exists():
         return []
     return cut_after(folder / METRICS_FILE, next_round if next_round else -1)  # the first evaluation has no line
+
+
+def _sweep(folder: Path) -> None:
+    """Remove files that were cut short."""
+    for place in (folder, snapshots_of(folder), folder / ADAPTER_FOLDER, folder / BEST_ADAPTER_FOLDER):
+        remove_leftovers(place)

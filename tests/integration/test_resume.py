@@ -1,14 +1,20 @@
-"""A run that is killed and resumed ends as the one that was left alone, to the bit."""
+"""A run that is stopped in any way and resumed ends as the one that was left alone, to the bit, or says why not."""
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
+import signal
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import yaml
 
-from tests.runs import CASES, Runs, differences, kill_after
+from tests.runs import CASES, Death, Runs, differences, kill_after, output_of
 
 
 @pytest.fixture(scope="module")
@@ -16,25 +22,265 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(tmp_path_factory.mktemp("runs"))
 
 
-def resume_until_done(runs: Runs, run: Path) -> None:
-    code, output = runs.finish("resume", str(run))
+@pytest.fixture(scope="module")
+def undisturbed(runs: Runs) -> Path:
+    return runs.run("scalars", **CASES["scalars"])
+
+
+@pytest.fixture(scope="module")
+def stopped(runs: Runs) -> Path:
+    """A run of five rounds that was killed when three were committed."""
+    run = runs.root / "runs" / "stopped"
+    process = runs.start("run", runs.config(expname="stopped", **CASES["scalars"]), dies=Death(after_rounds=3))
+    process.join()
+    assert len((run / "journal.jsonl").read_text().splitlines()) == 4
+    return run
+
+
+@pytest.fixture
+def copy(stopped: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped, tmp_path / "copy"))
+
+
+def resume_to_the_end(runs: Runs, run: Path) -> str:
+    code, output = runs.finish("resume", run)
     assert code == 0, output
+    return output
+
+
+def refused(runs: Runs, run: Path) -> str:
+    """The message of a resume that is refused and touches nothing."""
+    before = contents(run)
+    code, output = runs.finish("resume", run)
+    assert code == 2, output
+    assert "Traceback" not in output
+    assert contents(run) == before
+    return output
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    files = (path for path in run.rglob("*") if path.is_file() and path.name != "log.txt")
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+def wait_for_rounds(run: Path, count: int) -> None:
+    journal = run / "journal.jsonl"
+    while not journal.exists() or journal.read_bytes().count(b"\n") <= count:
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_killed_at_random_moments(runs: Runs, case: str) -> None:
-    undisturbed = runs.run(case, **CASES[case])
+    undisturbed = runs.root / "runs" / case
+    if not undisturbed.exists():
+        runs.run(case, **CASES[case])
     rng = random.Random(case)
-    config = runs.config(expname=f"{case} killed", **CASES[case])
     run = runs.root / "runs" / f"{case} killed"
     started = time.monotonic()
-    process = runs.start("run", str(config))
-    while not (run / "journal.jsonl").exists():
-        time.sleep(0.01)
+    process = runs.start("run", runs.config(expname=run.name, **CASES[case]))
+    wait_for_rounds(run, 0)
     to_first_round = time.monotonic() - started
     kills = int(kill_after(process, rng.uniform(0, 0.5)))
     for _ in range(2):
-        kills += kill_after(runs.start("resume", str(run)), to_first_round + rng.uniform(0, 0.5))
-    resume_until_done(runs, run)
+        kills += kill_after(runs.start("resume", run), to_first_round + rng.uniform(0, 0.5))
+    resume_to_the_end(runs, run)
     assert differences(run, undisturbed) == []
     assert kills > 0
+
+
+@pytest.mark.parametrize("number", [3, 5, 8, 11, 13, 14, 15, 18, 24, 29, 34, 40])
+def test_killed_between_two_writes(runs: Runs, undisturbed: Path, number: int) -> None:
+    run = runs.root / "runs" / f"write {number}"
+    code, _ = runs.finish("run", runs.config(expname=run.name, **CASES["scalars"]), dies=Death(at_write=number))
+    assert code == -signal.SIGKILL
+    runs.finish("resume", run, dies=Death(at_write=4))
+    resume_to_the_end(runs, run)
+    assert differences(run, undisturbed) == []
+    assert not [path for path in run.rglob(".*") if path.name != ".lock"]
+
+
+def interrupt(process: ForkServerProcess, number: int) -> None:
+    assert process.pid is not None
+    os.kill(process.pid, number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_finishes_the_round_and_says_how_to_go_on(runs: Runs, undisturbed: Path, number: int) -> None:
+    run = runs.root / "runs" / f"signal {number}"
+    process = runs.start("run", runs.config(expname=run.name, **CASES["scalars"]))
+    wait_for_rounds(run, 1)
+    interrupt(process, number)
+    process.join()
+    output = output_of(runs.root, process)
+    assert process.exitcode == 130, output
+    assert f"to go on: fedmezo resume {run}" in output
+    assert "Traceback" not in output
+    resume_to_the_end(runs, run)
+    assert differences(run, undisturbed) == []
+
+
+def test_ctrl_c_twice_drops_the_round(runs: Runs) -> None:
+    long = {**CASES["scalars"], "train.local_update_steps": 400}
+    run = runs.root / "runs" / "twice"
+    process = runs.start("run", runs.config(expname=run.name, **long))
+    wait_for_rounds(run, 0)
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
+        time.sleep(0.01)
+    for _ in range(2):
+        time.sleep(0.2)
+        interrupt(process, signal.SIGINT)
+    process.join()
+    output = output_of(runs.root, process)
+    assert process.exitcode == 130, output
+    assert f"To go on: fedmezo resume {run}" in output
+    assert "Traceback" not in output
+    assert len((run / "journal.jsonl").read_text().splitlines()) == 1
+
+
+def test_nothing_left_to_do(runs: Runs, undisturbed: Path) -> None:
+    before = contents(undisturbed)
+    assert "nothing left to do: the run ended after round 5" in resume_to_the_end(runs, undisturbed)
+    assert contents(undisturbed) == before
+
+
+def test_stopped_before_the_first_round(runs: Runs, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "begun"
+    run.mkdir()
+    shutil.copy(undisturbed / "config.yaml", run)
+    assert "stopped before its first round: starting it" in resume_to_the_end(runs, run)
+    assert differences(run, undisturbed) == []
+
+
+def test_no_run_there(runs: Runs, tmp_path: Path) -> None:
+    code, output = runs.finish("resume", tmp_path / "nowhere")
+    assert (code, "there is no such run folder" in output) == (2, True)
+    assert "config.yaml is missing: this is no run folder" in refused(runs, tmp_path)
+
+
+def test_two_processes(runs: Runs) -> None:
+    run = runs.root / "runs" / "busy"
+    process = runs.start("run", runs.config(expname=run.name, **CASES["scalars"]))
+    wait_for_rounds(run, 0)
+    code, output = runs.finish("resume", run)
+    process.join()
+    assert process.exitcode == 0
+    assert code == 2
+    assert "another process is working on this run" in output
+
+
+def test_a_changed_configuration_is_refused_and_can_be_forced(runs: Runs, copy: Path) -> None:
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["train"]["optimizer"]["lr"] = 0.02
+    config["outdir"] = "elsewhere"  # of no consequence
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    message = refused(runs, copy)
+    assert "config.train.optimizer.lr: 0.01 then, 0.02 now" in message
+    assert "outdir" not in message
+    assert f"fedmezo resume {copy} --force" in message
+    code, output = runs.finish("resume", copy, "--force")
+    assert code == 0, output
+    remark = (copy / "journal.jsonl").read_text().splitlines()[4]
+    assert "resumed by force at round 3; config.train.optimizer.lr: 0.01 then, 0.02 now" in remark
+    assert "resumed by force at round 3" in runs.finish("replay", copy)[1]
+
+
+def test_changed_versions_and_machine_are_refused(runs: Runs, copy: Path) -> None:
+    text = (copy / "environment.json").read_text()
+    changed = text.replace('"peft": "', '"peft": "0.').replace('"lanes": 1', '"lanes": 7')
+    (copy / "environment.json").write_text(changed)
+    message = refused(runs, copy)
+    assert "versions.peft: 0." in message
+    assert "lanes: 7 then, 1 now" in message
+
+
+def test_threads_are_restored(runs: Runs, undisturbed: Path, copy: Path) -> None:
+    """Had the resumed process kept its own count, which its command line sets, the comparison would refuse it."""
+    path = copy / "environment.json"
+    path.write_text(path.read_text().replace('"threads": 1', '"threads": 2'))
+    resume_to_the_end(runs, copy)
+
+
+def test_changed_data_are_refused(runs: Runs, copy: Path) -> None:
+    data = runs.root / "data" / "words.jsonl"
+    before = data.read_text()
+    try:
+        data.write_text("".join(reversed(before.splitlines(keepends=True))))
+        assert "encoded data set: " in refused(runs, copy)
+    finally:
+        data.write_text(before)
+
+
+def test_another_base_model_is_refused(runs: Runs, copy: Path) -> None:
+    weights = runs.root / "base" / "model.safetensors"
+    before = weights.read_bytes()
+    try:
+        state = safetensors.torch.load(before)
+        state["model.norm.weight"] *= 2
+        weights.write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
+        assert "weights of the base model: " in refused(runs, copy)
+    finally:
+        weights.write_bytes(before)
+
+
+def test_a_damaged_snapshot_is_refused(runs: Runs, undisturbed: Path, copy: Path) -> None:
+    snapshot = copy / "snapshots" / "theta_00000003.safetensors"
+    content = bytearray(snapshot.read_bytes())
+    content[-1] ^= 1
+    snapshot.write_bytes(content)
+    assert f"{snapshot}: its state is" in refused(runs, copy)
+    snapshot.unlink()  # as the message proposes: the journal alone will do
+    resume_to_the_end(runs, copy)
+
+
+def test_lines_missing_at_the_end_of_the_journal(runs: Runs, copy: Path) -> None:
+    journal = copy / "journal.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:2]))
+    assert "journal.jsonl ends after round 1, but metrics and snapshots know round 3" in refused(runs, copy)
+    journal.unlink()
+    assert "journal.jsonl is missing, though the run had begun" in refused(runs, copy)
+
+
+def test_missing_and_damaged_metrics(runs: Runs, copy: Path) -> None:
+    metrics = copy / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(line for line in lines if '"round": 2' not in line))
+    assert "metrics.jsonl has nothing of 1 rounds, the first of them 2" in refused(runs, copy)
+    metrics.write_text("".join([*lines[:5], "{]\n", *lines[5:]]))
+    assert "metrics.jsonl, line 6: not a JSON object" in refused(runs, copy)
+
+
+def test_a_weights_run_without_its_last_snapshot(runs: Runs, tmp_path: Path) -> None:
+    run = runs.root / "runs" / "weights stopped"
+    runs.finish("run", runs.config(expname=run.name, **CASES["weights"]), dies=Death(after_rounds=2))
+    for snapshot in (run / "snapshots").iterdir():
+        snapshot.unlink()
+    assert "can go on only from the state after its last round" in refused(runs, run)
+
+
+def test_a_run_from_a_saved_adapter(runs: Runs, undisturbed: Path) -> None:
+    changes = {**CASES["scalars"], "federate.restore_from": str(undisturbed)}
+    whole = runs.run("restored", **changes)
+    run = runs.root / "runs" / "restored stopped"
+    runs.finish("run", runs.config(expname=run.name, **changes), dies=Death(after_rounds=3))
+    resume_to_the_end(runs, run)
+    assert differences(run, whole) == []
+    code, output = runs.finish("replay", run)
+    assert (code, "replayed 5 of 5 planned rounds" in output) == (0, True), output
+    code, output = runs.finish("export", run, "--as-log", runs.root / "restored.fmz")
+    assert (code, "started from a saved adapter" in output) == (2, True)
+
+
+@pytest.mark.parametrize("largest_file", [100, 1000, 4000, 9000, 20000])
+def test_a_full_disk(runs: Runs, undisturbed: Path, largest_file: int) -> None:
+    run = runs.root / "runs" / f"full {largest_file}"
+    code, output = runs.finish("run", runs.config(expname=run.name, **CASES["scalars"]), largest_file=largest_file)
+    assert code == 1, output
+    assert "Traceback" not in output
+    [message] = [line for line in output.splitlines() if "File too large" in line]
+    if not (run / "config.yaml").exists():
+        assert "nothing had begun" in message
+        return
+    assert message.startswith(str(run))
+    assert f"fedmezo resume {run}" in message
+    resume_to_the_end(runs, run)
+    assert differences(run, undisturbed) == []
