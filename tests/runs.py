@@ -67,6 +67,13 @@ CASES: dict[str, dict[str, Any]] = {
         "fedprox.use": True,
         "fedprox.mu": 0.5,
     },
+    "server optimiser": {
+        "federate.protocol": "weights",
+        "federate.method": "FedYogi",
+        "fedopt.lr_server": 0.01,
+        "fedprox.use": True,
+        "fedprox.mu": 0.5,
+    },
     "stopped early": {
         "early_stop.patience": 2,
         "eval.freq": 1,

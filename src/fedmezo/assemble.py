@@ -26,6 +26,7 @@ from fedmezo.federation.clients import ClientWork, FirstOrderClients, ZerothOrde
 from fedmezo.federation.optimizers import OptimizerFactory
 from fedmezo.federation.rates import RateStrategy
 from fedmezo.federation.round import Federation
+from fedmezo.federation.server_optimizers import ServerOptimizer
 from fedmezo.journal import Header
 from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.fingerprint import base_hash
@@ -125,6 +126,13 @@ def make_federation(config: Config, model: CausalLM) -> Federation:
         strategy=RateStrategy(train.train_strategy, train.optimizer.lr, train.lr_width),
         rules=rules,
         segments=model.segments,
+        server=ServerOptimizer(
+            federate.method,
+            1.0 if config.fedopt.lr_server is None else config.fedopt.lr_server,
+            config.fedopt.momentum,
+            config.fedopt.beta2,
+            config.fedopt.tau,
+        ),
     )
 
 
@@ -135,6 +143,7 @@ def make_work(config: Config, tuned: TunedModel) -> ClientWork:
         ConfigError: the optimiser or scheduler does not take its keys.
     """
     train = config.train
+    proximal = config.fedprox.mu if config.fedprox.use else 0.0
     if config.trainer.type == MEZO:
         return ZerothOrderClients(
             model=tuned.model,
@@ -142,6 +151,7 @@ def make_work(config: Config, tuned: TunedModel) -> ClientWork:
             seed=config.seed,
             protocol=config.federate.protocol,
             weight_decay=train.optimizer.weight_decay,
+            proximal=proximal,
         )
     optimizer = OptimizerFactory(
         name=train.optimizer.type,
@@ -158,6 +168,7 @@ def make_work(config: Config, tuned: TunedModel) -> ClientWork:
         grad_clip=config.grad.grad_clip,
         grad_accum_count=config.grad.grad_accum_count,
         loss_scaling=tuned.dtype == torch.float16,
+        proximal=proximal,
     )
 
 

@@ -38,7 +38,7 @@ from fedmezo.run_directory import (
     environment,
     read_environment,
 )
-from fedmezo.snapshots import delete_snapshots, load_snapshot, snapshot_path, snapshot_rounds
+from fedmezo.snapshots import delete_snapshots, load_moments, load_snapshot, snapshot_path, snapshot_rounds
 from fedmezo.training import snapshots_of
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,9 @@ def restore(folder: Path, journal: Journal, federation: Federation, initial: Ten
     histories: dict[int, ClientHistory] = {}
     for record in journal.records[:at]:
         histories = remember(histories, record)
-    state = ServerState(at, theta, journal.hashes[at], histories)
+    moments = load_moments(snapshots, at) if at else {}
+    on_device = {name: moment.to(initial.device) for name, moment in moments.items()}
+    state = ServerState(at, theta, journal.hashes[at], histories, on_device)
     for record in journal.records[at:]:
         state = replay_round_(federation, state, record)
         if state.hash != record.state_hash:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors
@@ -17,6 +17,7 @@ from fedmezo.zo.arithmetic import state_hash
 SNAPSHOT_FOLDER = "snapshots"
 _PREFIX = "theta_"
 _SUFFIX = ".safetensors"
+_MOMENT = "server."
 FORMAT_VERSION = "1"
 
 
@@ -31,16 +32,28 @@ def snapshot_rounds(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def save_snapshot(folder: Path, round_index: int, theta: Tensor, theta_hash: str) -> Path:
+def save_snapshot(
+    folder: Path, round_index: int, theta: Tensor, theta_hash: str, moments: Mapping[str, Tensor] | None = None
+) -> Path:
     """Write the state before `round_index`, atomically; returns the file.
+
+    Args:
+        folder: the run's snapshots.
+        round_index: the round.
+        theta: (d,) float32.
+        theta_hash: state hash of theta.
+        moments: what the server's optimiser remembers, by name, each (d,) float32.
 
     Raises:
         OSError: the disk is full or the folder cannot be written.
     """
     path = snapshot_path(folder, round_index)
     metadata = {"format": FORMAT_VERSION, "round": str(round_index), "state_hash": theta_hash}
+    tensors = {"theta": theta} | {f"{_MOMENT}{name}": moment for name, moment in (moments or {}).items()}
+    metadata |= {f"{name}.hash": state_hash(moment) for name, moment in tensors.items() if name != "theta"}
     with replacing(path) as file:
-        file.write(safetensors.torch.save({"theta": theta.detach().cpu().contiguous()}, metadata))
+        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        file.write(safetensors.torch.save(on_cpu, metadata))
     return path
 
 
@@ -51,16 +64,39 @@ def load_snapshot(folder: Path, round_index: int, expected_hash: str) -> Tensor:
         RunError: the file is missing or damaged, or its theta is not the one the journal names.
     """
     path = snapshot_path(folder, round_index)
-    try:
-        theta = safetensors.torch.load(path.read_bytes())["theta"]
-    except OSError as error:
-        raise RunError(f"{path}: the snapshot cannot be read: {error.strerror}") from error
-    except (safetensors.SafetensorError, KeyError) as error:
-        raise RunError(f"{path}: the snapshot is damaged ({error}); {_REMEDY}") from error
+    theta = _read(path).get("theta")
+    if theta is None:
+        raise RunError(f"{path}: the snapshot is damaged ('theta'); {_REMEDY}")
     found = state_hash(theta) if theta.dtype == torch.float32 else str(theta.dtype)
     if found != expected_hash:
         raise RunError(f"{path}: its state is {found[:16]}, but the journal says {expected_hash[:16]}; {_REMEDY}")
     return theta
+
+
+def load_moments(folder: Path, round_index: int) -> dict[str, Tensor]:
+    """Read what the server's optimiser remembers before `round_index`, on the CPU; nothing where it has none.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    path = snapshot_path(folder, round_index)
+    tensors = _read(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    for name, tensor in tensors.items():
+        if name != "theta" and metadata.get(f"{name}.hash") != state_hash(tensor):
+            raise RunError(f"{path}: the snapshot is damaged ({name} is not what was written)")
+    return {name.removeprefix(_MOMENT): tensor for name, tensor in tensors.items() if name.startswith(_MOMENT)}
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{path}: the snapshot cannot be read: {error.strerror}") from error
+    except safetensors.SafetensorError as error:
+        raise RunError(f"{path}: the snapshot is damaged ({error}); {_REMEDY}") from error
+    return tensors
 
 
 def delete_snapshots(folder: Path, rounds: Sequence[int]) -> None:

@@ -164,7 +164,8 @@ class Training:
         return self.federation.rules.protocol == WEIGHTS or round_index % ROUNDS_BETWEEN_SNAPSHOTS == 0
 
     def _snapshot(self) -> None:
-        save_snapshot(snapshots_of(self.run_dir), self.state.round, self.state.theta, self.state.hash)
+        state = self.state
+        save_snapshot(snapshots_of(self.run_dir), state.round, state.theta, state.hash, state.moments)
 
     def _evaluate(self) -> list[Metric]:
         metrics = []

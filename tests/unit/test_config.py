@@ -376,7 +376,7 @@ IN_FILE = [
     ("seed: 0\nseeed: 1\n", "c.yaml:14: seeed: unknown key; nearest known key: seed"),
     ("lr: 1e-5\n", "c.yaml:13: lr: unknown key; nearest known key: train.optimizer.lr"),
     ("qqqq: 1\n", "c.yaml:13: qqqq: unknown key; known are use_gpu, device, seed, outdir, expname, early_stop, "
-        "federate, data, llm, dataloader, model, train, grad, criterion, trainer, eval, wandb"),
+        "federate, fedopt, fedprox, data, llm, dataloader, model, train, grad, criterion, trainer, eval, wandb"),
     ("attack:\n  attack_method: x\n", "c.yaml:13: attack: FederatedScope's attack is not supported here; remove it"),
     ("seed: 1\nseed: 2\n", "c.yaml:14: seed: given twice, first in line 13; keep one"),
     ("grad:\n\tgrad_clip: 1\n", "c.yaml:14: indented with a tab; YAML indents with spaces only"),
@@ -477,7 +477,15 @@ OVERRIDES = [
     ("eval.freq=0",
      "early_stop.patience: is 5, but nothing is evaluated; set it to 0, or eval.freq above 0 and eval.split to val "
      "or test"),
-    ("federate.method=FedOpt", "federate.method: got 'FedOpt'; needs FedAvg"),
+    ("federate.method=FedOpt",
+     "federate.method: got 'FedOpt'; needs one of FedAvg, FedAvgM, FedAdam, FedYogi; did you mean "
+     "FedYogi?"),
+    ("federate.method=fedavgm",
+     "federate.method: is FedAvgM, but the scalars protocol adds up what clients send; needs FedAvg, or "
+     "federate.protocol: weights"),
+    ("fedprox={use: True, mu: 0.1}",
+     "fedprox.use: is True, but a pull cannot be replayed from scalars; needs False, or federate.protocol: weights"),
+    ("fedopt.use=True", "fedopt.use: FederatedScope's fedopt.use is not supported here; remove it"),
     ("train.zo=3", "train.zo: got 3; needs keys below it: eps, queries, noise, clip"),
     ("train.zo.eta=3", "train.zo.eta: unknown key; known are eps, queries, noise, clip"),
 ]  # fmt: skip

@@ -17,7 +17,9 @@ class Conflict(NamedTuple):
 
 def conflicts(config: Config) -> Iterator[Conflict]:
     """All of them."""
-    for check in (_rates, _splits, _evaluation, _early_stop, _cohort, _protocol, _optimizer, _adapter, _options):
+    for check in (_rates, _splits, _evaluation, _early_stop, _cohort, _protocol, _server, _fedprox, _optimizer):
+        yield from check(config)
+    for check in (_adapter, _options):
         yield from check(config)
 
 
@@ -92,6 +94,27 @@ def _protocol(config: Config) -> Iterator[Conflict]:
         yield Conflict(("train.optimizer.weight_decay", "federate.protocol"), text)
 
 
+def _server(config: Config) -> Iterator[Conflict]:
+    method = config.federate.method
+    if method == "FedAvg":
+        return
+    if config.federate.protocol == "scalars":
+        text = f"is {method}, but the scalars protocol adds up what clients send; needs FedAvg, or federate.protocol"
+        yield Conflict(("federate.method", "federate.protocol"), f"{text}: weights")
+    if method != "FedAvgM" and config.fedopt.lr_server is None:
+        text = f"must be given for federate.method {method}: roughly how far a weight moves in a round; try 1e-3"
+        yield Conflict(("fedopt.lr_server", "federate.method"), text)
+
+
+def _fedprox(config: Config) -> Iterator[Conflict]:
+    prox = config.fedprox
+    if prox.use and prox.mu == 0:
+        yield Conflict(("fedprox.mu", "fedprox.use"), "is 0, which pulls nothing; needs a number above 0")
+    if prox.use and config.federate.protocol == "scalars":
+        text = "is True, but a pull cannot be replayed from scalars; needs False, or federate.protocol: weights"
+        yield Conflict(("fedprox.use", "federate.protocol"), text)
+
+
 def _optimizer(config: Config) -> Iterator[Conflict]:
     name = config.train.optimizer.type
     if config.trainer.type == "mezotrainer" and name != "SGD":
@@ -139,6 +162,7 @@ def unused(config: Config) -> Iterator[str]:
         yield from _unused_by_mezo(config)
     else:
         yield from _unused_by_bp(config)
+    yield from _unused_of_the_server(config)
     if config.train.is_enable_half and config.model.dtype is not None:
         yield f"train.is_enable_half has no effect: model.dtype says {config.model.dtype}"
     if config.data.splitter_args and config.data.splitter != "lda":
@@ -146,6 +170,15 @@ def unused(config: Config) -> Iterator[str]:
     federate = config.federate
     if federate.sample_client_rate > 0 and federate.sample_client_num > 0:
         yield f"federate.sample_client_num has no effect: federate.sample_client_rate makes it {federate.cohort_size}"
+
+
+def _unused_of_the_server(config: Config) -> Iterator[str]:
+    method, given = config.federate.method, config.fedopt.model_dump(exclude_defaults=True)
+    taken = {"FedAvg": set(), "FedAvgM": {"lr_server", "momentum"}}.get(method, given.keys())
+    for key in given.keys() - taken:
+        yield f"fedopt.{key} has no effect: federate.method is {method}"
+    if config.fedprox.mu and not config.fedprox.use:
+        yield "fedprox.mu has no effect: fedprox.use is False"
 
 
 def _unused_by_mezo(config: Config) -> Iterator[str]:

@@ -24,7 +24,7 @@ WITHOUT_EFFECT = {
 
 UNSUPPORTED_SECTIONS = _words(
     "aggregator asyn attack backend bbo cfg_file check_completeness compression distribute expname_tag feat_engr "
-    "fedopt fedprox fedsageplus fedswa finetune flitplus gcflplus hpo nbafl personalization print_decimal_digits "
+    "fedsageplus fedswa finetune flitplus gcflplus hpo nbafl personalization print_decimal_digits "
     "quantization regularizer sgdmf vertical verbose"
 )
 """FederatedScope's top-level keys and sections that do not exist here."""
@@ -44,6 +44,7 @@ UNSUPPORTED_KEYS = {
         "atc_load_from atc_vanilla data_weighted_aggr join_in_info master_addr master_port merge_test_data "
         "merge_val_data resource_info_file sampler unseen_clients_rate use_diff use_ss"
     ),
+    "fedopt": _words("annealing annealing_gamma annealing_step_size optimizer type_optimizer use"),
     "llm": _words("accelerator deepspeed offsite_tuning"),
     "model": _words(
         "contrast_temp contrast_topk downstream_tasks dropout embed_size gamma graph_pooling hidden in_channels "

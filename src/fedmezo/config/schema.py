@@ -1,14 +1,14 @@
 """The configuration as frozen data: every key, its default, what it may hold, and one sentence on what it does.
 
 The keys and defaults are those of FederatedScope's FedMeZO branch; `train.zo`, `train.lr_width`, `federate.protocol`,
-`federate.min_clients`, `eval.samples` and `model.dtype` are ours. To add a key, add a field with its sentence below it:
-reading, errors and docs/config.md follow. What concerns two keys together belongs in `checks.py`.
+`federate.min_clients`, `fedopt`, `eval.samples` and `model.dtype` are ours. To add a key, add a field with its
+sentence below it: reading, errors and docs/config.md follow. What concerns two keys together belongs in `checks.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -17,6 +17,7 @@ from fedmezo.config.document import to_yaml
 Split = Literal["val", "test"]
 Strategy = Literal["frozen", "random", "round-wise", "five-round", "model-diff"]
 Protocol = Literal["scalars", "weights"]
+Method = Literal["FedAvg", "FedAvgM", "FedAdam", "FedYogi"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 # torch.optim without LBFGS (needs a closure) and SparseAdam (needs sparse gradients); torch is not imported here.
 OptimizerName = Literal[
@@ -53,8 +54,11 @@ def _adapter_method(value: Any) -> Any:
     return "ia3" if lowered == "ia_3" else lowered
 
 
-def _fedavg(value: Any) -> Any:
-    return "FedAvg" if isinstance(value, str) and value.lower() == "fedavg" else value
+def _method(value: Any) -> Any:
+    """The spelling of the schema, whatever the letter case, as in FederatedScope."""
+    if not isinstance(value, str):
+        return value
+    return next((method for method in get_args(Method) if method.lower() == value.lower()), value)
 
 
 class Section(BaseModel):
@@ -116,8 +120,8 @@ class Federate(Section):
     """What a client sends: projected gradients, or its adapter's change. The default of llmtrainer is weights."""
     downlink: Literal["scalars", "snapshot"] = "scalars"
     """What a client is sent to catch up in the scalars protocol: what the others have reported, or the weights."""
-    method: Annotated[Literal["FedAvg"], BeforeValidator(_fedavg)] = "FedAvg"
-    """How the server combines the reports."""
+    method: Annotated[Method, BeforeValidator(_method)] = "FedAvg"
+    """How the server combines the reports: their average, or the average as a gradient for an optimiser of its own."""
     ignore_weight: bool = False
     """Give every client of a round the same weight, whatever it has processed."""
     save_to: str = ""
@@ -133,6 +137,28 @@ class Federate(Section):
         if self.sample_client_rate > 0:  # rounded first: 0.29 * 100 is 28.999999999999996
             return max(1, int(round(self.sample_client_rate * self.client_num, 9)))
         return self.sample_client_num if self.sample_client_num > 0 else self.client_num
+
+
+class FedOpt(Section):
+    """The server's optimiser, where `federate.method` names one (Hsu et al. 2019, Reddi et al. 2021)."""
+
+    lr_server: Annotated[float | None, Allowed("a number above 0")] = Field(None, gt=0)
+    """Rate of the server. Unset: 1 for FedAvgM; FedAdam and FedYogi need it."""
+    momentum: Annotated[float, Allowed("a number from 0 to below 1")] = Field(0.9, ge=0, lt=1)
+    """Momentum of FedAvgM; share of the first moment that FedAdam and FedYogi keep."""
+    beta2: Annotated[float, Allowed("a number from 0 to below 1")] = Field(0.99, ge=0, lt=1)
+    """Share of the second moment that FedAdam keeps; FedYogi's pace."""
+    tau: float = Field(1e-3, gt=0)
+    """Added to the root of the second moment: the larger, the less the update's size is adapted."""
+
+
+class FedProx(Section):
+    """A pull of each client towards the state that it started the round from (Li et al. 2020)."""
+
+    use: bool = False
+    """Add mu/2 times the squared distance to that state to each client's loss."""
+    mu: float = Field(0.0, ge=0)
+    """Strength of the pull."""
 
 
 class SplitterArgs(Section):
@@ -378,6 +404,8 @@ class Config(Section):
     """Name of the run's folder; empty is made from the data set, the trainer and the time."""
     early_stop: EarlyStop = EarlyStop()
     federate: Federate
+    fedopt: FedOpt = FedOpt()
+    fedprox: FedProx = FedProx()
     data: Data
     llm: Llm = Llm()
     dataloader: Dataloader = Dataloader()

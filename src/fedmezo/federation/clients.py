@@ -48,6 +48,7 @@ class _LocalRun:
 
     task: ClientTask
     theta: Tensor  # (d,), this client's own
+    origin: Tensor  # (d,), the round's, shared by all
     batches: Sequence[Batch]
     scalars: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # of each step that was not skipped
@@ -65,6 +66,7 @@ class ZerothOrderClients:
         protocol: `scalars` or `weights`, that is, what is reported.
         lanes: probes evaluated in one call of the model; 1 keeps a single perturbed copy of theta in memory.
         weight_decay: as in the paper's code, theta shrinks by rate x weight_decay x theta in each step; `weights` only.
+        proximal: mu of FedProx: each step pulls theta by rate x mu towards where the round began; `weights` only.
     """
 
     model: Trainable
@@ -73,12 +75,13 @@ class ZerothOrderClients:
     protocol: str
     lanes: int = 1
     weight_decay: float = 0.0
+    proximal: float = 0.0
 
     def run(
         self, tasks: Sequence[ClientTask], theta: Tensor, state_hash: str, data: Mapping[int, ClientData]
     ) -> list[Report]:
         """Run the group in lock-step, one local step of every client after the other; see `ClientWork.run`."""
-        runs = [_LocalRun(task, theta.clone(), data[task.client].batches(task.round)) for task in tasks]
+        runs = [_LocalRun(task, theta.clone(), theta, data[task.client].batches(task.round)) for task in tasks]
         for step in range(max(len(run.batches) for run in runs)):
             self._step_([run for run in runs if step < len(run.batches)], step)
         return [self._report(run, theta, state_hash) for run in runs]
@@ -122,6 +125,8 @@ class ZerothOrderClients:
         run.losses.append(sum(plus + minus for plus, minus in pairs) / (2 * len(pairs)))
         if self.weight_decay:
             run.theta.mul_(1 - run.task.rate * self.weight_decay)
+        if self.proximal:
+            run.theta.sub_(run.theta - run.origin, alpha=run.task.rate * self.proximal)
         for g, row in zip(finite, z, strict=True):
             run.theta.sub_(row, alpha=round_coefficient(run.task.rate * g / len(finite)))
 
@@ -150,6 +155,7 @@ class FirstOrderClients:
         grad_clip: largest L2 norm of a gradient; 0 for no limit.
         grad_accum_count: batches that one optimiser step averages over.
         loss_scaling: scale the loss dynamically, as float16 gradients need.
+        proximal: mu of FedProx: mu (theta - theta of the round) is part of every gradient.
     """
 
     model: Differentiable
@@ -158,6 +164,7 @@ class FirstOrderClients:
     grad_clip: float = 0.0
     grad_accum_count: int = 1
     loss_scaling: bool = False
+    proximal: float = 0.0
 
     def run(
         self, tasks: Sequence[ClientTask], theta: Tensor, state_hash: str, data: Mapping[int, ClientData]
@@ -192,6 +199,7 @@ class FirstOrderClients:
     def _steps(self, rate: float, batches: Sequence[Batch]) -> list[float]:
         """Optimise over the batches and return the loss of each optimiser step."""
         parameters = self.model.parameters()
+        origins = [parameter.detach().clone() for parameter in parameters] if self.proximal else []
         optimizer, scheduler = self.optimizer.build(parameters, rate, -(-len(batches) // self.grad_accum_count))
         scaler = torch.amp.GradScaler(self.model.device.type, enabled=self.loss_scaling)
         losses = []
@@ -200,8 +208,10 @@ class FirstOrderClients:
             loss = self._accumulate(batches[first : first + self.grad_accum_count], scaler)
             losses.append(loss)
             if math.isfinite(loss):
-                if self.grad_clip > 0:
+                if self.grad_clip > 0 or self.proximal:
                     scaler.unscale_(optimizer)
+                self._pull_(parameters, origins)
+                if self.grad_clip > 0:
                     torch.nn.utils.clip_grad_norm_(parameters, self.grad_clip)
                 scaler.step(optimizer)
                 scaler.update()
@@ -209,6 +219,12 @@ class FirstOrderClients:
                     scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         return losses
+
+    def _pull_(self, parameters: Sequence[Tensor], origins: Sequence[Tensor]) -> None:
+        """Add the gradient of FedProx's mu/2 |theta - theta of the round|^2; no origins, no pull."""
+        for parameter, origin in zip(parameters, origins, strict=False):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - origin, alpha=self.proximal)
 
     def _accumulate(self, batches: Sequence[Batch], scaler: torch.amp.GradScaler) -> float:
         """Add up the gradient of the mean loss over some batches; returns that loss."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from fedmezo.errors import TrainingError
@@ -19,6 +20,7 @@ from fedmezo.federation.aggregate import (
     sort_reports,
 )
 from fedmezo.federation.rates import MODEL_DIFF, ClientHistory, RateStrategy, client_rates, remember
+from fedmezo.federation.server_optimizers import FEDAVG, PLAIN_AVERAGE, Moments, ServerOptimizer, server_step_
 from fedmezo.records import Contribution, Refusal, Report, RoundPlan, RoundRecord, Segment
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.noise import Purpose, Stream, permutation
@@ -37,6 +39,7 @@ class Federation:
         strategy: the learning rates.
         rules: what a report must look like; holds the protocol and the estimator.
         segments: the trainable tensors.
+        server: what becomes of the average; other than FedAvg in the `weights` protocol alone.
     """
 
     seed: int
@@ -47,6 +50,7 @@ class Federation:
     strategy: RateStrategy
     rules: ReportRules
     segments: tuple[Segment, ...]
+    server: ServerOptimizer = PLAIN_AVERAGE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +61,7 @@ class ServerState:
     theta: Tensor  # (d,) float32
     hash: str  # state hash of theta
     histories: dict[int, ClientHistory]
+    moments: Moments = field(default_factory=dict)  # of the server's optimiser
 
 
 def initial_state(theta: Tensor) -> ServerState:
@@ -90,9 +95,8 @@ def close_round_(
     if federation.rules.protocol == SCALARS:
         after = replay_round_(federation, state, record)
     else:
-        updates = [report.update for report in accepted if report.update is not None]
-        apply_updates_(state.theta, contributions, updates)
-        after = _after(state, record)
+        moments = _average_(federation, state, contributions, accepted)
+        after = _after(state, record, moments)
     return after, replace(record, state_hash=after.hash)
 
 
@@ -104,8 +108,21 @@ def replay_round_(federation: Federation, state: ServerState, record: RoundRecor
     return _after(state, record)
 
 
-def _after(state: ServerState, record: RoundRecord) -> ServerState:
-    return ServerState(record.round + 1, state.theta, state_hash(state.theta), remember(state.histories, record))
+def _average_(
+    federation: Federation, state: ServerState, contributions: Sequence[Contribution], accepted: Sequence[Report]
+) -> Moments:
+    """Move theta by the reported updates; returns the moments of the server's optimiser."""
+    updates = [report.update for report in accepted if report.update is not None]
+    if federation.server.method == FEDAVG:  # added one by one: no second vector of the model's size
+        apply_updates_(state.theta, contributions, updates)
+        return {}
+    delta = apply_updates_(torch.zeros_like(state.theta), contributions, updates)
+    return server_step_(state.theta, delta, state.moments, federation.server)
+
+
+def _after(state: ServerState, record: RoundRecord, moments: Moments | None = None) -> ServerState:
+    histories = remember(state.histories, record)
+    return ServerState(record.round + 1, state.theta, state_hash(state.theta), histories, moments or {})
 
 
 def _contributions(plan: RoundPlan, accepted: Sequence[Report], weights: Sequence[float]) -> tuple[Contribution, ...]:
