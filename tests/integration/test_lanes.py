@@ -47,11 +47,15 @@ def test_lanes_give_the_sequential_losses(directories: dict[str, Path], architec
     thetas = some_thetas(lm)
     state = torch.get_rng_state()
     alone = lm.losses(list(thetas), BATCHES)
-    assert lm.use_lanes() == []
+    assert lm.use_lanes(4) == []
     # float32 sums in another order, of losses near 5
     assert lm.losses(thetas, BATCHES) == pytest.approx(alone, abs=1e-5)
     assert lm.losses(list(thetas), BATCHES) == pytest.approx(alone, abs=1e-5)
     assert lm.losses(thetas[:1], BATCHES[:1]) == alone[:1]  # a single lane is the sequential form
+    lm.use_lanes(3)
+    assert lm.losses(thetas, BATCHES) == pytest.approx(alone, abs=1e-5)  # three lanes, then one
+    lm.use_lanes(1)
+    assert lm.losses(thetas, BATCHES) == alone
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -60,14 +64,14 @@ def test_lanes_in_half_precision(directories: dict[str, Path], method: str, dtyp
     lm = build(directories["llama"], method, dtype)
     thetas = some_thetas(lm)
     alone = lm.losses(list(thetas), BATCHES)
-    assert lm.use_lanes() == []
+    assert lm.use_lanes(4) == []
     assert lm.losses(thetas, BATCHES) == pytest.approx(alone, rel=4 * torch.finfo(dtype).eps)  # as two forward passes
 
 
 def test_lanes_of_as_many_rows_share_a_forward_and_the_base(directories: dict[str, Path]) -> None:
     lm = build(directories["llama"], "lora")
     thetas = some_thetas(lm)
-    lm.use_lanes()
+    lm.use_lanes(4)
     assert lm._laned is not None
     copied = lm._laned._path._model  # type: ignore[attr-defined]  # what is inside is the point of the test
     rows = count_forwards(copied.get_input_embeddings())
@@ -87,7 +91,7 @@ def test_adapters_without_a_laned_form_stay_sequential(directories: dict[str, Pa
     lm = CausalLM(base, {"adapter_method": "lora", "r": 4, "target_modules": ["q_proj"], **args}, 3)
     thetas = some_thetas(lm)
     alone = lm.losses(thetas, BATCHES)
-    [notice] = lm.use_lanes()
+    [notice] = lm.use_lanes(4)
     assert "LlamaForCausalLM with this adapter has no laned form" in notice
     assert lm.losses(thetas, BATCHES) == alone
 
@@ -97,7 +101,7 @@ def test_an_adapted_head_is_laned_over_all_positions(directories: dict[str, Path
     lm = CausalLM(base, {"adapter_method": "lora", "r": 4, "target_modules": ["q_proj", "lm_head"]}, 3)
     thetas = some_thetas(lm)
     alone = lm.losses(thetas, BATCHES)
-    assert lm.use_lanes() == []
+    assert lm.use_lanes(4) == []
     assert lm.losses(thetas, BATCHES) == pytest.approx(alone, abs=1e-5)
 
 
@@ -105,7 +109,7 @@ def test_lanes_that_disagree_are_not_used(directories: dict[str, Path], monkeypa
     lm = build(directories["llama"], "lora")
     monkeypatch.setattr(lanes.LaneLora, "forward", lambda self, x: self.base_layer(x))
     live = lm.flat()
-    [notice] = lm.use_lanes()
+    [notice] = lm.use_lanes(4)
     assert "no laned form" in notice
     assert torch.equal(lm.flat(), live)
 

@@ -97,7 +97,7 @@ def test_no_label_has_no_loss() -> None:
 
 def test_lanes_and_batches_must_pair() -> None:
     lm = build()
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="do not pair"):
         lm.losses([lm.flat()], [batch_of(6), batch_of(6)])
 
 

@@ -19,10 +19,13 @@ from torch import Tensor
 from fedmezo.federation.aggregate import WEIGHTS
 from fedmezo.federation.optimizers import OptimizerFactory
 from fedmezo.records import Batch, ClientData, ClientTask, Differentiable, Report, Trainable
-from fedmezo.zo.arithmetic import round_coefficient
 from fedmezo.zo.estimate import Estimator, perturb, projected_gradient
 from fedmezo.zo.noise import Purpose, Stream, directions, words
-from fedmezo.zo.replay import direction_stream
+from fedmezo.zo.replay import Move, apply_, direction_stream, local_moves
+
+BYTES_PER_ELEMENT = 2
+KEPT_BYTES = 64 << 20
+"""With one lane, directions of a step that take more are not kept: theta and one copy are all that is in memory."""
 
 
 class ClientWork(Protocol):
@@ -52,7 +55,17 @@ class _LocalRun:
     batches: Sequence[Batch]
     scalars: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # of each step that was not skipped
+    num_examples: int = 0  # processed
     skipped_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Probe:
+    """One direction of one client's step."""
+
+    run: _LocalRun
+    stream: Stream
+    batch: Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +77,7 @@ class ZerothOrderClients:
         estimator: eps, queries, noise and clip.
         seed: run seed.
         protocol: `scalars` or `weights`, that is, what is reported.
-        lanes: probes evaluated in one call of the model; 1 keeps a single perturbed copy of theta in memory.
+        lanes: perturbed copies of theta in memory at a time, and evaluated in one call of the model.
         weight_decay: as in the paper's code, theta shrinks by rate x weight_decay x theta in each step; `weights` only.
         proximal: mu of FedProx: each step pulls theta by rate x mu towards where the round began; `weights` only.
     """
@@ -82,38 +95,56 @@ class ZerothOrderClients:
     ) -> list[Report]:
         """Run the group in lock-step, one local step of every client after the other; see `ClientWork.run`."""
         runs = [_LocalRun(task, theta.clone(), theta, data[task.client].batches(task.round)) for task in tasks]
+        copies = theta.new_empty(min(self.lanes, 2 * self.estimator.queries * len(runs)), len(theta))
         for step in range(max(len(run.batches) for run in runs)):
-            self._step_([run for run in runs if step < len(run.batches)], step)
+            self._step_([run for run in runs if step < len(run.batches)], step, copies)
         return [self._report(run, theta, state_hash) for run in runs]
 
-    def _step_(self, runs: Sequence[_LocalRun], step: int) -> None:
-        z = [self._directions(run, step) for run in runs]
-        losses = self._probe_losses(runs, z, step)  # (plus, minus) of each client and query, clients first
-        for run, z_of_run in zip(runs, z, strict=True):
-            pairs = [next(losses) for _ in range(self.estimator.queries)]
-            self._update_(run, z_of_run, pairs)
-
-    def _directions(self, run: _LocalRun, step: int) -> Tensor:
-        task, queries = run.task, range(self.estimator.queries)
-        streams = [direction_stream(self.seed, task.round, task.client, step, query) for query in queries]
-        return directions(self.estimator.noise, streams, 0, len(run.theta), run.theta.device)  # (q, d)
-
-    def _probe_losses(self, runs: Sequence[_LocalRun], z: Sequence[Tensor], step: int) -> Iterator[tuple[float, float]]:
-        eps = self.estimator.step_size
+    def _step_(self, runs: Sequence[_LocalRun], step: int, copies: Tensor) -> None:
+        """One step of each client; `copies` (lanes, d) is where perturbed copies are made."""
+        queries = self.estimator.queries
         probes = [
-            (run, row, amount)
-            for run, z_of_run in zip(runs, z, strict=True)
-            for row in z_of_run
-            for amount in (eps, -eps)
+            _Probe(run, direction_stream(self.seed, run.task.round, run.task.client, step, query), run.batches[step])
+            for run in runs
+            for query in range(queries)
         ]
-        losses: list[float] = []
-        for first in range(0, len(probes), self.lanes):
-            some = probes[first : first + self.lanes]
-            thetas = [perturb(run.theta, row, amount) for run, row, amount in some]
-            losses += self.model.losses(thetas, [run.batches[step] for run, _, _ in some])
-        return zip(losses[0::2], losses[1::2], strict=True)
+        z = self._kept_directions(probes)
+        losses = self._probe_losses(probes, z, copies)
+        for index, run in enumerate(runs):
+            rows = slice(index * queries, (index + 1) * queries)
+            run.num_examples += probes[rows.start].batch.num_examples
+            self._update_(run, step, None if z is None else z[rows], losses[rows])
 
-    def _update_(self, run: _LocalRun, z: Tensor, pairs: Sequence[tuple[float, float]]) -> None:
+    def _kept_directions(self, probes: Sequence[_Probe]) -> Tensor | None:
+        """The directions of a step, (probes, d), generated once for both signs and the update.
+
+        None where a single copy of theta is all that there is room for: then each use generates them by chunks.
+        """
+        theta = probes[0].run.theta
+        if self.lanes == 1 and len(probes) * len(theta) * BYTES_PER_ELEMENT > KEPT_BYTES:
+            return None
+        return directions(self.estimator.noise, [probe.stream for probe in probes], 0, len(theta), theta.device)
+
+    def _probe_losses(self, probes: Sequence[_Probe], z: Tensor | None, copies: Tensor) -> list[tuple[float, float]]:
+        """The losses at theta + eps z and theta - eps z of each probe."""
+        eps = self.estimator.step_size
+        signed = [(index, amount) for index in range(len(probes)) for amount in (eps, -eps)]
+        losses: list[float] = []
+        for first in range(0, len(signed), len(copies)):
+            some = signed[first : first + len(copies)]
+            for copy, (index, amount) in zip(copies, some, strict=False):
+                self._perturb_(copy, probes[index], None if z is None else z[index], amount)
+            losses += self.model.losses(copies[: len(some)], [probes[index].batch for index, _ in some])
+        return list(zip(losses[0::2], losses[1::2], strict=True))
+
+    def _perturb_(self, copy: Tensor, probe: _Probe, z: Tensor | None, amount: float) -> None:
+        """Make `copy` theta + amount z."""
+        if z is None:
+            apply_(copy.copy_(probe.run.theta), [Move(probe.stream, -amount)], self.estimator.noise)
+        else:
+            perturb(probe.run.theta, z, amount, out=copy)
+
+    def _update_(self, run: _LocalRun, step: int, z: Tensor | None, pairs: Sequence[tuple[float, float]]) -> None:
         """theta_i -= c(rate, g) z for each query; a step with a loss that is not finite is skipped whole."""
         gradients = [projected_gradient(plus, minus, self.estimator) for plus, minus in pairs]
         finite = [g for g in gradients if g is not None]
@@ -123,12 +154,17 @@ class ZerothOrderClients:
             return
         run.scalars += finite
         run.losses.append(sum(plus + minus for plus, minus in pairs) / (2 * len(pairs)))
+        task = run.task
         if self.weight_decay:
-            run.theta.mul_(1 - run.task.rate * self.weight_decay)
+            run.theta.mul_(1 - task.rate * self.weight_decay)
         if self.proximal:
-            run.theta.sub_(run.theta - run.origin, alpha=run.task.rate * self.proximal)
-        for g, row in zip(finite, z, strict=True):
-            run.theta.sub_(row, alpha=round_coefficient(run.task.rate * g / len(finite)))
+            run.theta.sub_(run.theta - run.origin, alpha=task.rate * self.proximal)
+        moves = local_moves(self.seed, task.round, task.client, task.rate, finite, len(finite), first_step=step)
+        if z is None:
+            apply_(run.theta, moves, self.estimator.noise)
+        else:
+            for move, row in zip(moves, z, strict=True):
+                run.theta.sub_(row, alpha=move.coefficient)
 
     def _report(self, run: _LocalRun, theta: Tensor, state_hash: str) -> Report:
         as_update = self.protocol == WEIGHTS
@@ -136,7 +172,7 @@ class ZerothOrderClients:
             round=run.task.round,
             client=run.task.client,
             state_hash=state_hash,
-            num_examples=sum(batch.num_examples for batch in run.batches),
+            num_examples=run.num_examples,
             train_loss=_mean(run.losses),
             skipped_steps=run.skipped_steps,
             scalars=None if as_update else tuple(run.scalars),

@@ -35,6 +35,8 @@ class CausalLM:
         self._set_training(False)
         self._token_losses, notices = choose_path(self._model, base)
         self._laned: LanedLosses | None = None
+        self.lanes = 1
+        """Thetas that share a forward pass; see `use_lanes`."""
         self.notices: tuple[str, ...] = tuple(notices)
         """What the user should be told about this model."""
 
@@ -54,27 +56,27 @@ class CausalLM:
         return self._flat.device
 
     def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
-        """Mean loss over the label tokens of batch j at theta j; the live tensors may be left at any of the thetas.
-
-        With lanes, all of them in one forward pass.
-        """
+        """Mean loss over the label tokens of batch j at theta j; the live tensors may be left at any of the thetas."""
+        if len(thetas) != len(batches):
+            raise ValueError(f"{len(thetas)} thetas and {len(batches)} batches do not pair")
         self._set_training(False)
         with torch.inference_mode():
-            if self._laned is not None and len(thetas) > 1:
-                means = self._laned(thetas, batches)
-            else:
-                alone = [self._mean_loss(theta, batch) for theta, batch in zip(thetas, batches, strict=True)]
-                means = torch.stack(alone) if alone else torch.empty(0)
-            return means.tolist()  # read together: one wait for the device
+            means = [
+                self._means(thetas[first : first + self.lanes], batches[first : first + self.lanes])
+                for first in range(0, len(thetas), self.lanes)
+            ]
+            return torch.cat(means).tolist() if means else []  # read together: one wait for the device
 
-    def use_lanes(self) -> list[str]:
-        """Take the losses of several thetas in one forward pass from now on; returns what the user should be told.
+    def use_lanes(self, lanes: int) -> list[str]:
+        """Take the losses of up to so many thetas in one forward pass; returns what the user should be told.
 
-        Where the adapter has no laned form, or one that does not give the same losses, they stay sequential.
+        Where the adapter has no laned form, or one that does not give the same losses, `lanes` stays 1.
         """
-        self._set_training(False)
-        laned, notices = laned_losses(self._model, self._flat, self._token_losses)
-        self._laned = laned
+        notices: list[str] = []
+        if lanes > 1 and self._laned is None:
+            self._set_training(False)
+            self._laned, notices = laned_losses(self._model, self._flat, self._token_losses)
+        self.lanes = 1 if self._laned is None else lanes
         return notices
 
     def example_losses(self, theta: Tensor, batch: Batch) -> list[float]:
@@ -121,8 +123,14 @@ class CausalLM:
         read_adapter(self._model, directory)
         return self.flat()
 
+    def _means(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
+        """The loss of each of at most `lanes` thetas, (len(thetas),); a single one is the model's plain form."""
+        if self._laned is not None and len(thetas) > 1:
+            return self._laned(thetas, batches)
+        return torch.stack([self._mean_loss(theta, batch) for theta, batch in zip(thetas, batches, strict=True)])
+
     def _mean_loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        self.load(theta)
+        self._flat.point_at(theta)
         return self._token_losses(batch).mean()
 
     def _set_training(self, training: bool) -> None:

@@ -17,9 +17,9 @@ _ADAPTER_PART = re.compile(rf"\.{ADAPTER_NAME}(?=\.|$)")
 
 
 class FlatParameters:
-    """The trainable tensors of a model, moved into one buffer of which each becomes a view.
+    """The trainable tensors of a model as views of one buffer, which can be exchanged for another.
 
-    Reading or writing all of them is then one copy. Make one per model: a second would move them again.
+    Make one per model: a second would take them away from the first.
 
     Raises:
         ModelError: the model has no trainable tensor, or one that is not float32.
@@ -30,9 +30,7 @@ class FlatParameters:
         _require_float32(named)
         self.parameters = [parameter for _, parameter in named]
         self.segments = _segments(named)
-        self._live = torch.cat([parameter.detach().flatten() for parameter in self.parameters])
-        for parameter, segment in zip(self.parameters, self.segments, strict=True):
-            parameter.data = self._live[segment.start : segment.stop].view(segment.shape)
+        self.point_at(torch.cat([parameter.detach().flatten() for parameter in self.parameters]))
 
     @property
     def device(self) -> torch.device:
@@ -41,8 +39,13 @@ class FlatParameters:
 
     def load(self, theta: Tensor) -> None:
         """Copy theta (d,) into the live tensors."""
-        with torch.no_grad():
-            self._live.copy_(theta)
+        self.point_at(theta.detach().clone())
+
+    def point_at(self, theta: Tensor) -> None:
+        """Make the live tensors views of theta (d,) itself: no copy, and none in memory beside it."""
+        self._live = theta
+        for parameter, segment in zip(self.parameters, self.segments, strict=True):
+            parameter.data = theta[segment.start : segment.stop].view(segment.shape)
 
     def flat(self) -> Tensor:
         """Copy the live tensors into a new theta (d,)."""

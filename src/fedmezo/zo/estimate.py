@@ -45,9 +45,9 @@ class Estimator:
         return round_coefficient(self.eps)
 
 
-def perturb(theta: Tensor, z: Tensor, amount: float) -> Tensor:
-    """Theta + amount z, a new tensor (d,); theta is float32, z bfloat16, and the product is exact."""
-    return torch.add(theta, z, alpha=amount)
+def perturb(theta: Tensor, z: Tensor, amount: float, out: Tensor | None = None) -> Tensor:
+    """Theta + amount z (d,), in `out` or a new tensor; theta is float32, z bfloat16, and the product is exact."""
+    return torch.add(theta, z, alpha=amount, out=out)
 
 
 def projected_gradient(loss_plus: float, loss_minus: float, estimator: Estimator) -> float | None:
