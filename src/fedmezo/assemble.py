@@ -31,6 +31,7 @@ from fedmezo.journal import Header
 from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.fingerprint import base_hash
 from fedmezo.models.hardware import choose_device, choose_dtype
+from fedmezo.models.lane_budget import bytes_per_lane, fitting_lanes, longest_batch
 from fedmezo.models.loading import load_base
 from fedmezo.records import Example
 from fedmezo.zo.arithmetic import state_hash
@@ -103,6 +104,31 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedmezo"
 
 
+def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset) -> list[str]:
+    """Give the model the lanes that the configuration asks for; returns what the user should be told.
+
+    With `auto`, as many as a round's clients can fill and memory has room for, by a measurement of two lanes on the
+    longest batch of the data set.
+    """
+    wanted, model = config.train.lanes, tuned.model
+    if config.trainer.type != MEZO or wanted == 1:
+        return []
+    queries = config.train.zo.queries
+    useful = 2 * queries * config.federate.cohort_size
+    notices = model.use_lanes(2)
+    if model.lanes > 1:
+        if wanted == "auto":
+            longest = longest_batch(config.dataloader.batch_size, int(dataset.lengths.max()), model.device)
+            wanted = fitting_lanes(bytes_per_lane(model, longest, tuned.theta, queries), useful, model.device)
+        model.use_lanes(min(wanted, useful))
+    return notices
+
+
+def clients_at_once(config: Config, model: CausalLM) -> int:
+    """How many clients fill the model's lanes."""
+    return max(1, model.lanes // (2 * config.train.zo.queries))
+
+
 def make_estimator(config: Config) -> Estimator:
     """The zeroth-order clients' estimator."""
     return Estimator(**config.train.zo.model_dump())
@@ -150,6 +176,7 @@ def make_work(config: Config, tuned: TunedModel) -> ClientWork:
             estimator=make_estimator(config),
             seed=config.seed,
             protocol=config.federate.protocol,
+            lanes=tuned.model.lanes,
             weight_decay=train.optimizer.weight_decay,
             proximal=proximal,
         )

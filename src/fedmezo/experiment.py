@@ -111,7 +111,7 @@ def start(config: Config, folder: Path, log: RunLog, place: Placement = HERE) ->
     """Begin a run whose folder holds its configuration, and bring it to its end; returns the exit code."""
     this = load_parts(config, folder, log, place=place)
     write_text(folder / PARTITION_FILE, this.holdings.partition.to_json() + "\n")
-    description = environment(this.tuned.model.device, lanes=1)
+    description = environment(this.tuned.model.device, this.tuned.model.lanes)
     write_environment(folder, description, config.model_dump(mode="json"))
     header = assemble.make_header(config, this.tuned, this.holdings, this.theta)
     journal = JournalWriter.create(folder / JOURNAL_FILE, header)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,8 @@ from fedmezo.engines.rounds import Engine
 from fedmezo.engines.simulation import Simulation
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.round import Federation
+
+logger = logging.getLogger(__name__)
 
 
 class Placement(Protocol):
@@ -49,15 +52,19 @@ class Here:
     by_client = True
 
     def holdings(self, config: Config, tuned: TunedModel, console: Console) -> Holdings:
-        """Read, encode and divide the data set."""
-        return assemble.load_holdings(config, tuned.tokenizer, console)
+        """Read, encode and divide the data set, and give the model as many lanes as its batches leave room for."""
+        holdings = assemble.load_holdings(config, tuned.tokenizer, console)
+        for notice in assemble.use_lanes(config, tuned, holdings.dataset):
+            logger.warning(notice)
+        return holdings
 
     def engine(
         self, config: Config, tuned: TunedModel, holdings: Holdings, federation: Federation, downlink: Downlink
     ) -> Engine:
         """The simulation."""
         shards = assemble.make_shards(config, holdings, tuned.model.device)
-        return Simulation(assemble.make_work(config, tuned), shards, downlink)
+        group = assemble.clients_at_once(config, tuned.model)
+        return Simulation(assemble.make_work(config, tuned), shards, downlink, group)
 
     def resume_command(self, folder: Path) -> str:
         """The plain command."""

@@ -171,7 +171,10 @@ def _kept_initial(folder: Path, header: Header) -> Tensor | None:
 
 def _changes(this: Run, recorded: dict[str, Any], header: Header) -> list[str]:
     """What is not as it was when the run started and can change its course."""
-    present = {**environment(this.tuned.model.device, lanes=1), "config": this.config.model_dump(mode="json")}
+    present = {
+        **environment(this.tuned.model.device, this.tuned.model.lanes),
+        "config": this.config.model_dump(mode="json"),
+    }
     found = differences(recorded, json.loads(json.dumps(present)), WITHOUT_CONSEQUENCE)
     then = asdict(header)
     now = asdict(assemble.make_header(this.config, this.tuned, this.holdings, this.theta))

@@ -324,6 +324,8 @@ class Train(Section):
     """Local steps in a round, or passes over the client's data, see `train.batch_or_epoch`."""
     batch_or_epoch: Literal["batch", "epoch"] = "batch"
     """What `train.local_update_steps` counts."""
+    lanes: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], Allowed("auto, or a whole number above 0")] = "auto"
+    """Perturbed copies that share a forward pass: as many as memory allows, or a number; 1 is one after the other."""
     is_enable_half: bool = False
     """Hold the base weights in half precision: float16 on a GPU, bfloat16 on a CPU that has it."""
     optimizer: Optimizer = Optimizer()
