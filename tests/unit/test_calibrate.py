@@ -52,6 +52,7 @@ class Bowl:
 
     noise: float = 0.0
     calls: int = 0
+    lanes: int = 1
     offsets: Tensor = field(init=False)
 
     device = torch.device("cpu")
