@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedmezo import __version__
 from fedmezo.config import Config, Loaded, as_overrides, load_config
+from fedmezo.engines.flare.commands import add_machines, require_flare
 from fedmezo.errors import ConfigError, FedMeZOError
 from fedmezo.tasks.arguments import add_eval, add_generate
 
@@ -49,7 +50,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fedmezo {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add(commands, "run", _run, "train as a configuration says")
+    parser_of_run = _add(commands, "run", _run, "train as a configuration says")
+    parser_of_run.add_argument(
+        "--engine",
+        choices=("simulation", "flare"),
+        default="simulation",
+        help="where clients run: in this process, or in processes of their own as on several machines",
+    )
     _add(commands, "check", _check, "read a configuration and say what is wrong with it")
     _add_calibrate(commands)
     _add_diagnose(commands)
@@ -59,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     add_eval(commands)
     add_generate(commands)
+    add_machines(commands)
     return parser
 
 
@@ -89,9 +97,7 @@ def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _add_diagnose(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(
-        commands, "diagnose", _diagnose, "measure curvature, gradient noise and the theorem's rate of a run"
-    )
+    parser = _command(commands, "diagnose", _diagnose, "measure a run: curvature, gradient noise, allowed rate")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
 
 
@@ -153,6 +159,11 @@ def _load(options: argparse.Namespace) -> Loaded:
 
 def _run(options: argparse.Namespace) -> int:
     config, notices = _load(options)
+    if options.engine == "flare":
+        require_flare()
+        from fedmezo.engines.flare.local import run_here
+
+        return run_here(config, notices)
     _require_one_machine(config)
     from fedmezo.experiment import run  # imports torch
 
@@ -198,9 +209,14 @@ def _diagnose(options: argparse.Namespace) -> int:
 
 
 def _require_one_machine(config: Config) -> None:
-    """Refuse what this version cannot do."""
+    """Say how a run on several machines is started."""
     if config.federate.mode == "distributed":
-        raise ConfigError("several machines: not in this version; set federate.mode: standalone")
+        raise ConfigError(
+            "federate.mode is distributed: start such a run with `fedmezo serve KIT CONFIG` on the server and `fedmezo "
+            "site KIT --data FILE --model BASE` on each site, with kits that `fedmezo provision` makes (see "
+            "docs/several_machines.md). To try it on this machine: fedmezo run CONFIG --engine flare. To simulate it: "
+            "fedmezo run CONFIG federate.mode=standalone"
+        )
 
 
 def _check(options: argparse.Namespace) -> int:
