@@ -103,6 +103,7 @@ class Segments:
 
     def __enter__(self) -> Segments:
         place_server(self._kit)
+        logging.getLogger().addHandler(logging.NullHandler())  # else FLARE's warnings land in our progress
         write_job(self._folder / "job")
         self._thread.start()
         return self
