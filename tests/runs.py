@@ -67,13 +67,6 @@ CASES: dict[str, dict[str, Any]] = {
         "fedprox.use": True,
         "fedprox.mu": 0.5,
     },
-    "server optimiser": {
-        "federate.protocol": "weights",
-        "federate.method": "FedYogi",
-        "fedopt.lr_server": 0.01,
-        "fedprox.use": True,
-        "fedprox.mu": 0.5,
-    },
     "stopped early": {
         "early_stop.patience": 2,
         "eval.freq": 1,
@@ -83,7 +76,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_base(folder: Path) -> Path:
+def make_base(folder: Path, seed: int = 5) -> Path:
     """Write a random two-layer model over a hundred words."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token=WORDS[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -104,7 +97,7 @@ def make_base(folder: Path) -> Path:
         eos_token_id=2,
     )
     with torch.random.fork_rng():
-        torch.manual_seed(5)
+        torch.manual_seed(seed)
         auto_model.from_config(config).save_pretrained(folder)
     fast_tokenizer(tokenizer_object=tokenizer, **specials).save_pretrained(folder)
     return folder
