@@ -9,6 +9,7 @@ written as null, since JSON has no word for it, and read back as NaN; every othe
 | train   | train_loss          | nats/token | each client, all  | mean over the local steps of the round              |
 | train   | rate                | 1          | each client, all  | learning rate of the round                          |
 | train   | skipped_steps       | 1          | each client, all  | local steps whose loss was not finite               |
+| train   | refused_reports     | 1          | all               | reports that the aggregation did not accept         |
 | train   | projected_gradient  | nats/token | each client, all  | mean of abs(g) over the local steps and queries     |
 | eval    | val_loss, test_loss | nats/token | each client, all  | loss of the global model on that part               |
 | traffic | bytes_up            | B          | each client, all  | encoded messages from client to server              |
@@ -43,6 +44,7 @@ EVENT_AND_UNIT = {
     "train_loss": ("train", "nats/token"),
     "rate": ("train", "1"),
     "skipped_steps": ("train", "1"),
+    "refused_reports": ("train", "1"),
     "projected_gradient": ("train", "nats/token"),
     "val_loss": ("eval", "nats/token"),
     "test_loss": ("eval", "nats/token"),

@@ -218,6 +218,7 @@ def round_metrics(record: RoundRecord, result: RoundResult) -> list[Metric]:
         "train_loss": sum(part.train_loss * part.num_examples for part in parts) / total,
         "rate": sum(part.rate for part in parts) / len(parts),
         "skipped_steps": sum(part.skipped_steps for part in parts),
+        "refused_reports": len(record.refusals),
         **_mean_size([g for part in parts for g in part.scalars or ()]),
     }
     return metrics + [measured(name, value, round_index=here) for name, value in overall.items()]

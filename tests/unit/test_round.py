@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fedmezo.engines.simulation import Simulation
 from fedmezo.errors import TrainingError
-from fedmezo.federation.aggregate import ReportRules, drifts_of_scalars, drifts_of_updates
+from fedmezo.federation.aggregate import ReportRules, apply_scalars_, drifts_of_scalars, drifts_of_updates
 from fedmezo.federation.clients import ZerothOrderClients
 from fedmezo.federation.downlink import Downlink
+from fedmezo.federation.messages import catch_up, decode_task, encode_task
 from fedmezo.federation.rates import RateStrategy
 from fedmezo.federation.round import (
     Federation,
@@ -22,7 +23,7 @@ from fedmezo.federation.round import (
     plan_round,
     replay_round_,
 )
-from fedmezo.records import Report, RoundPlan, RoundRecord
+from fedmezo.records import ClientTask, Report, RoundPlan, RoundRecord
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimate import Estimator
 from fedmezo.zo.noise import directions
@@ -91,6 +92,23 @@ def test_the_strategies_move_the_rates(strategy: str, clients: int) -> None:
     rates = {part.rate for part in records[-1].contributions}
     assert len(rates) > 1
     assert all(0.005 * 0.999 <= rate <= 0.015 * 1.001 for rate in rates)
+
+
+def test_what_a_client_is_sent_brings_it_to_the_present_state() -> None:
+    chosen = federation(strategy="five-round", cohort_size=2)
+    _, records, states = train(chosen, 6)
+    after = [start(), *states]  # the state before each round
+    estimator = chosen.rules.estimator
+    assert estimator is not None
+    for known in range(7):
+        for now in range(known, 7):
+            far = torch.zeros(10_000)  # as large as the records are worth it
+            way = catch_up(known, now, far, records[:now])
+            _, sent_hash, received = decode_task(encode_task(ClientTask(now, 0, 0.5), after[now].hash, way))
+            theta = after[known].theta.clone()
+            for record in received.records:
+                apply_scalars_(theta, record, SEED, estimator)
+            assert state_hash(theta) == sent_hash
 
 
 def test_averaging_clients_equals_replay_in_exact_arithmetic() -> None:
