@@ -31,7 +31,8 @@ from fedmezo.stopping import EarlyStopping
 logger = logging.getLogger(__name__)
 
 ROUNDS_BETWEEN_SNAPSHOTS = 50
-"""In a `scalars` run, how many rounds a resume has to replay at most."""
+ELEMENTS_BETWEEN_SNAPSHOTS = 1 << 31
+"""In a `scalars` run, what a resume has to replay at most: rounds, and elements of directions (half a minute)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ class Training:
 
     def _commit(self, record: RoundRecord) -> None:
         here = self.state.round
-        if self._keeps(here) or self._rolling(here):
+        if self._keeps(here) or self._rolling(here, record):
             self._snapshot()
         self.journal.append(record)
         self.hashes.append(record.state_hash)
@@ -159,9 +160,12 @@ class Training:
         asked_for = self.save_freq > 0 and round_index % self.save_freq == 0
         return asked_for or (bool(self.evaluations) and round_index == self.best_round)
 
-    def _rolling(self, round_index: int) -> bool:
+    def _rolling(self, round_index: int, record: RoundRecord) -> bool:
         """Whether a snapshot is due that only the latest of is needed, to resume from."""
-        return self.federation.rules.protocol == WEIGHTS or round_index % ROUNDS_BETWEEN_SNAPSHOTS == 0
+        rules = self.federation.rules
+        scalars = sum(len(part.scalars or ()) for part in record.contributions)
+        interval = ELEMENTS_BETWEEN_SNAPSHOTS // max(1, scalars * rules.num_parameters)
+        return rules.protocol == WEIGHTS or round_index % max(1, min(interval, ROUNDS_BETWEEN_SNAPSHOTS)) == 0
 
     def _snapshot(self) -> None:
         state = self.state
