@@ -37,8 +37,10 @@ from fedmezo.records import Example
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimate import Estimator
 from fedmezo.zo.noise import Purpose, Stream, words
+from fedmezo.zo.signal import Signal, find_sound_eps
 
 MEZO = "mezotrainer"
+BATCHES_FOR_NOISE = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,6 +126,22 @@ def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset) -> lis
     return notices
 
 
+def noise_of_g(config: Config, tuned: TunedModel, holdings: Holdings, theta: Tensor) -> list[Signal]:
+    """Measure how much of g is rounding, at the configuration's eps and, where that is too much, at larger ones.
+
+    Nothing is measured in float32, whose rounding is small at any useful eps, nor without training examples here.
+
+    Raises:
+        TrainingError: a loss is not finite.
+    """
+    shards = [shard for shard in holdings.partition.train if len(shard)]
+    if config.trainer.type != MEZO or tuned.dtype == torch.float32 or not shards:
+        return []
+    rows, zo = config.dataloader.batch_size, config.train.zo
+    batches = [holdings.dataset.batch(shard[:rows], tuned.model.device) for shard in shards[:BATCHES_FOR_NOISE]]
+    return find_sound_eps(tuned.model, theta, batches, seed=config.seed, noise=zo.noise, eps=zo.eps)
+
+
 def clients_at_once(config: Config, model: CausalLM) -> int:
     """How many clients fill the model's lanes."""
     return max(1, model.lanes // (2 * config.train.zo.queries))
@@ -180,6 +198,8 @@ def make_work(config: Config, tuned: TunedModel) -> ClientWork:
             weight_decay=train.optimizer.weight_decay,
             proximal=proximal,
         )
+    if train.gradient_checkpointing:
+        tuned.model.checkpoint_gradients()
     optimizer = OptimizerFactory(
         name=train.optimizer.type,
         options={"weight_decay": train.optimizer.weight_decay, **train.optimizer.options},

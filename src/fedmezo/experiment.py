@@ -42,6 +42,7 @@ from fedmezo.stopping import EarlyStopping
 from fedmezo.summary import summarise
 from fedmezo.training import EvaluationPlan, Training, snapshots_of
 from fedmezo.zo.arithmetic import state_hash
+from fedmezo.zo.signal import describe
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,8 @@ def start(config: Config, folder: Path, log: RunLog, place: Placement = HERE) ->
     write_text(folder / PARTITION_FILE, this.holdings.partition.to_json() + "\n")
     description = environment(this.tuned.model.device, this.tuned.model.lanes)
     write_environment(folder, description, config.model_dump(mode="json"))
+    if signals := assemble.noise_of_g(config, this.tuned, this.holdings, this.theta):
+        (log.line if signals[0].is_sound else logger.warning)(describe(signals))
     header = assemble.make_header(config, this.tuned, this.holdings, this.theta)
     journal = JournalWriter.create(folder / JOURNAL_FILE, header)
     return train(this, journal, initial_state(this.theta.clone()))

@@ -126,6 +126,9 @@ def _adapter(config: Config) -> Iterator[Conflict]:
     if not config.llm.adapter.use:
         text = "tuning all parameters is not supported here; set it to True and choose an adapter"
         yield Conflict(("llm.adapter.use",), f"{text} in llm.adapter.args")
+    if config.llm.adapter.method == "prefix" and config.train.gradient_checkpointing:
+        text = "is True, but a prefix is lost when activations are computed again; set it to False"
+        yield Conflict(("train.gradient_checkpointing", "llm.adapter.args"), text)
 
 
 def _options(config: Config) -> Iterator[Conflict]:
@@ -190,11 +193,15 @@ def _unused_by_mezo(config: Config) -> Iterator[str]:
         yield "grad.grad_clip has no effect: mezotrainer has no gradient; train.zo.clip limits its scalars"
     if config.grad.grad_accum_count > 1:
         yield "grad.grad_accum_count has no effect: mezotrainer steps after each batch"
+    if config.train.gradient_checkpointing:
+        yield "train.gradient_checkpointing has no effect: mezotrainer keeps no activations"
 
 
 def _unused_by_bp(config: Config) -> Iterator[str]:
     if config.train.zo != Zo():
         yield "train.zo has no effect: llmtrainer does not perturb"
+    if config.train.lanes != "auto":
+        yield "train.lanes has no effect: llmtrainer does not perturb"
     scheduler = config.train.scheduler
     if (scheduler.warmup_steps or scheduler.warmup_ratio) and not scheduler.type.startswith("warmup_"):
         yield "the warm-up of train.scheduler has no effect: its type is neither warmup_step nor warmup_noam"

@@ -326,6 +326,8 @@ class Train(Section):
     """What `train.local_update_steps` counts."""
     lanes: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], Allowed("auto, or a whole number above 0")] = "auto"
     """Perturbed copies that share a forward pass: as many as memory allows, or a number; 1 is one after the other."""
+    gradient_checkpointing: bool = False
+    """llmtrainer: compute activations again on the way back instead of keeping them, for less memory and more time."""
     is_enable_half: bool = False
     """Hold the base weights in half precision: float16 on a GPU, bfloat16 on a CPU that has it."""
     optimizer: Optimizer = Optimizer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from fedmezo.models.adapters import attach_adapter, read_adapter, write_adapter
 from fedmezo.models.flat import FlatParameters
 from fedmezo.models.label_loss import choose_path
-from fedmezo.models.lanes import LanedLosses, laned_losses
+from fedmezo.models.lanes import LanedLosses, base_of, laned_losses
 from fedmezo.records import Batch, Segment
 
 
@@ -106,6 +107,13 @@ class CausalLM:
         """
         self._set_training(True)
         return self._token_losses(batch).mean()
+
+    def checkpoint_gradients(self) -> None:
+        """From now on, compute activations again on the way back instead of keeping them."""
+        with warnings.catch_warnings():  # the name that all of transformers 5 has is to go in 6
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            base = base_of(self._model)
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[no-untyped-call]  # has no annotations
 
     def save_adapter(self, theta: Tensor, directory: Path) -> None:
         """Write theta as an adapter that `PeftModel.from_pretrained` loads; the live tensors keep their values."""
