@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -29,6 +30,8 @@ from tests.runs import PLAIN, make_base, make_data
 SITES = ("north", "south", "west")
 
 WORKER = "fedmezo.engines.worker"
+_PR_SET_PDEATHSIG = 1
+
 FLARE_CLIENT = "client_train"
 FLARE_SERVER = "server_train"
 FLARE_JOB = "client.worker_process"
@@ -76,7 +79,7 @@ class Machines:
         path.write_text(yaml.safe_dump(content))
         return path
 
-    def run(self, *words: str | Path, seconds: float = 120) -> str:
+    def run(self, *words: str | Path, seconds: float = 240) -> str:
         """Run a command to its end and return what it printed; it must succeed."""
         done = subprocess.run(
             _command(words), capture_output=True, text=True, timeout=seconds, env=_environment(self.root)
@@ -88,7 +91,12 @@ class Machines:
         """Start a command; its output goes to NAME.txt."""
         with (self.root / f"{name}.txt").open("ab") as log:
             process = subprocess.Popen(
-                _command(words), stdout=log, stderr=log, start_new_session=True, env=_environment(self.root)
+                _command(words),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=_environment(self.root),
+                preexec_fn=_die_with_parent,
             )
         self.started[name] = process
         return process
@@ -161,6 +169,11 @@ def _command_line(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when the one that started it ends, whatever ends it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _environment(root: Path) -> dict[str, str]:

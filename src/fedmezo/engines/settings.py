@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SHARED: dict[str, Any] = {
     "seed": True,
-    "federate": {"client_num": True, "protocol": True},
+    "federate": {"protocol": True},
     "llm": {"tok_len": True, "adapter": True},
     "dataloader": True,
     "train": True,
@@ -51,6 +51,7 @@ def site_config(settings: Mapping[str, Any], options: WorkerOptions) -> Config:
         "data": {"type": "own.jsonl"},
         "model": {"type": options.model, "dtype": settings.get("model", {}).get("dtype")},
     }
+    own["federate"] = {**own.get("federate", {}), "client_num": 1}  # it computes for itself alone
     own["llm"] = {**own.get("llm", {}), "cache": {"model": options.cache}}
     try:
         config = Config.model_validate(own)

@@ -124,6 +124,8 @@ def load(options: WorkerOptions, setup: Setup) -> Loaded:
         )
     examples = read_examples(Path(options.data), Layout())
     dataset = encode_examples(examples, tuned.tokenizer, config.llm.tok_len, assemble.cache_folder())
+    for notice in assemble.use_lanes(config, tuned, dataset):
+        logger.warning(notice)
     schedule = assemble.make_schedule(config)
     shard = Shard(dataset, np.arange(len(dataset)), config.seed, setup.client, schedule, tuned.model.device)
     logger.info("joined as client %d with %d examples, %s", setup.client, len(dataset), tuned.model.device)

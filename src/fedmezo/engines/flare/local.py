@@ -64,7 +64,7 @@ def _divide(
 
 def _start_site(kit: Kit, data: Path, config: Config) -> subprocess.Popen[bytes]:
     """The command that a site's owner would give."""
-    words = ["site", str(kit.folder), "--data", str(data), "--model", config.model.type]
+    words = ["site", str(kit.folder), "--data", str(data), "--model", config.model.type, "--with-parent"]
     words += ["--gpu", "--device", str(config.device)] if config.use_gpu else []
     with (kit.folder / "site.txt").open("wb") as log:
         return subprocess.Popen(
