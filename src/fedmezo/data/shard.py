@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
@@ -29,6 +30,33 @@ class Schedule:
     batch_size: int
     batches: int | None = None
     passes: int = 1
+
+
+class Batches(Sequence[Batch]):
+    """Batches that exist as example indices until they are asked for, so that a round of many clients needs no more.
+
+    Args:
+        dataset: all encoded examples.
+        drawn: the examples of each batch.
+        device: where batches are made.
+    """
+
+    def __init__(self, dataset: EncodedDataset, drawn: Sequence[Indices], device: torch.device) -> None:
+        self._dataset = dataset
+        self._drawn = drawn
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._drawn)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> Batches: ...
+    def __getitem__(self, index: int | slice) -> Batch | Batches:
+        if isinstance(index, slice):
+            return Batches(self._dataset, self._drawn[index], self._device)
+        return self._dataset.batch(self._drawn[index], self._device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,12 +93,12 @@ class Shard:
     def _batches_per_pass(self) -> int:
         return -(-len(self.indices) // self.schedule.batch_size)
 
-    def batches(self, round_index: int) -> list[Batch]:
-        """The batches of a round in the order they are visited."""
+    def batches(self, round_index: int) -> Batches:
+        """The batches of a round in the order they are visited, each made when it is asked for."""
         drawn = self._drawn(round_index)
         lengths = [int(self.dataset.lengths[batch].max()) for batch in drawn]
         order = visiting_order(self.seed, round_index, lengths)
-        return [self.dataset.batch(drawn[i], self.device) for i in order]
+        return Batches(self.dataset, [drawn[i] for i in order], self.device)
 
     def _drawn(self, round_index: int) -> list[Indices]:
         """Batches of example indices, pass after pass in a new order each, without repetition inside a pass."""

@@ -1,0 +1,70 @@
+"""Memory above the base weights: python -m benchmarks.memory --shape 100m. Beside a plain forward and back-propagation.
+
+Counts what operations allocate, as the run itself does to choose its lanes; on a GPU, the allocator's own peak.
+
+    python -m benchmarks.memory --device cuda --shape 3b --rank 128 --dtype float16
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from benchmarks import common
+from benchmarks.common import Row
+from benchmarks.step_time import OneBatch, backward
+from fedmezo.federation.clients import ZerothOrderClients
+from fedmezo.models.lane_budget import longest_batch, peak_memory_of
+from fedmezo.records import ClientTask
+from fedmezo.zo.estimate import Estimator
+
+MIB = 1 << 20
+LONGEST = 1000
+CLIENTS = 3
+
+
+def main() -> None:
+    """Measure and print."""
+    options = common.arguments(__doc__).parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    model = common.adapted(common.base_model(options.shape, options.dtype, options.device), options.rank)
+    length = 256 if options.quick else LONGEST
+    longest = longest_batch(1, length, device)
+    theta = model.flat()
+
+    def plain() -> object:
+        with torch.inference_mode():
+            return model.peft(input_ids=longest.input_ids, attention_mask=longest.attention_mask, labels=longest.labels)
+
+    def step(lanes: int) -> None:
+        model.use_lanes(lanes)
+        tasks = [ClientTask(0, client, 1e-5) for client in range(max(1, lanes // 2))]
+        work = ZerothOrderClients(model, Estimator(common.EPS), 1, "scalars", lanes)
+        work.run(tasks, theta, "", {task.client: OneBatch([longest]) for task in tasks})
+
+    def back() -> None:
+        model.load(theta)
+        backward(model, longest)
+
+    model.use_lanes(2 * CLIENTS)  # its check is no part of a step
+    forms: dict[str, Callable[[], object]] = {
+        "plain inference forward": plain,
+        "a step, one lane": lambda: step(1),
+        f"a step, {2 * CLIENTS} lanes": lambda: step(2 * CLIENTS),
+        "back-propagation": back,
+    }
+    peaks = {name: peak_memory_of(work, device) for name, work in forms.items()}
+    model.checkpoint_gradients()
+    peaks["back-propagation, checkpointed"] = peak_memory_of(back, device)
+    weights = sum(p.numel() * p.element_size() for p in model.peft.parameters())
+    rows = [Row(f"{name}, above the weights", peak / MIB, "MiB") for name, peak in peaks.items()]
+    whole = {name: peak + weights for name, peak in peaks.items()}
+    rows.append(Row("weights and theta", weights / MIB, "MiB"))
+    rows.append(Row("one lane / plain forward", whole["a step, one lane"] / whole["plain inference forward"], "times"))
+    common.report("memory", rows, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Seconds of a local step, beside the reference's way, back-propagation and the machine's floor.
+
+    python -m benchmarks.step_time --threads 1 --shape tiny
+    python -m benchmarks.step_time --threads 2 --shape 100m --dtype bfloat16
+    python -m benchmarks.step_time --device cuda --shape 3b --rank 128 --dtype float16
+
+A step is one client's: two losses, the directions and the update, with batches of one example. Ours is measured with
+one lane and with the lanes of three clients; the plain step is always sequential, in float32 on a CPU.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+import torch
+
+from benchmarks import common
+from benchmarks.common import Row
+from fedmezo.federation.clients import ZerothOrderClients
+from fedmezo.models.causal_lm import CausalLM
+from fedmezo.records import Batch, ClientData, ClientTask
+from fedmezo.zo.estimate import Estimator
+
+CLIENTS = 3
+
+
+class OneBatch:
+    """A client whose round is one step: a `ClientData` that takes its batches in turn."""
+
+    num_examples = 1
+    num_batches = 1
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self._batches = batches
+
+    def batches(self, round_index: int) -> list[Batch]:
+        """One batch."""
+        return [self._batches[round_index % len(self._batches)]]
+
+
+def main() -> None:
+    """Measure and print."""
+    options = common.arguments(__doc__).parse_args()
+    torch.set_num_threads(options.threads)
+    device, shape = options.device, options.shape
+    lengths = common.read_lengths(options) if shape != "100m" else [(128, 128)]
+    batches = common.batches(lengths, common.SHAPES[shape]["vocab_size"], device)
+    plain_dtype = "float32" if device == "cpu" else options.dtype
+    plain = common.adapted(common.base_model(shape, plain_dtype, device), options.rank)
+    ours = common.adapted(common.base_model(shape, options.dtype, device), options.rank)
+    theta = ours.flat()
+    data: dict[int, ClientData] = {client: OneBatch(batches) for client in range(CLIENTS)}
+    rounds, plain_rounds = count(), count()
+    ours.use_lanes(2 * CLIENTS)
+
+    def step(lanes: int) -> None:
+        ours.use_lanes(lanes)
+        work = ZerothOrderClients(ours, Estimator(common.EPS), 1, "scalars", lanes)
+        round_index = next(rounds)
+        tasks = [ClientTask(round_index, client, 1e-5) for client in range(CLIENTS)]
+        for group in [tasks] if lanes > 1 else [[task] for task in tasks]:
+            work.run(group, theta, "", data)
+
+    def plain_steps() -> None:
+        index = next(plain_rounds)
+        for _ in range(CLIENTS):
+            common.plain_step(plain, batches[index % len(batches)], index)
+
+    def forward_passes() -> None:
+        thetas = theta.expand(2 * CLIENTS, -1)
+        ours.losses(thetas, [batches[next(rounds) % len(batches)]] * len(thetas))
+
+    forms = {
+        "plain": plain_steps,
+        "ours, one lane": lambda: step(1),
+        "ours, lanes": lambda: step(2 * CLIENTS),
+        "forward passes of ours, lanes": forward_passes,
+        "back-propagation": lambda: backward(plain, batches[0]),
+    }
+    repeats = (3 if options.quick else 10) if shape != "tiny" else (10 if options.quick else 50)
+    times = common.interleaved(forms, repeats, device)
+    step_seconds = {name: value / (1 if name == "back-propagation" else CLIENTS) for name, value in times.items()}
+    common.report("step_time", rows(step_seconds, options.dtype, device, lengths, ours), options)
+
+
+def backward(model: CausalLM, batch: Batch) -> None:
+    """One step of the BP baseline."""
+    gradients = torch.autograd.grad(model.training_loss(batch), model.parameters())
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        parameter.data.sub_(gradient, alpha=1e-5)
+
+
+def rows(
+    times: dict[str, float], dtype: str, device: str, lengths: list[tuple[int, int]], model: CausalLM
+) -> list[Row]:
+    """Milliseconds of a step, the ratios, and the floor by arithmetic and by reading the weights."""
+    made = [Row(name, 1e3 * value, "ms") for name, value in times.items()]
+    base: Any = model.peft.get_base_model()
+    size = sum(p.numel() for name, p in base.named_parameters() if p.requires_grad is False)
+    vocabulary = 2 * base.config.vocab_size * base.config.hidden_size
+    tokens = sum(map(sum, lengths)) / len(lengths)
+    answer = sum(answer for _, answer in lengths) / len(lengths)
+    operations = 2 * 2 * ((size - vocabulary) * tokens + vocabulary / 2 * answer)
+    weights = (size - vocabulary / 2) * torch.finfo(getattr(torch, dtype)).bits / 8
+    rate, speed = common.matmul_flops(dtype, device), common.bandwidth(device)
+    floor = max(operations / rate, 2 * weights / speed / (2 * CLIENTS))
+    ours = min(times["ours, one lane"], times["ours, lanes"])
+    outside = 1 - times["forward passes of ours, lanes"] / times["ours, lanes"]
+    return [
+        *made,
+        Row("matrix products", rate / 1e9, "GFLOP/s"),
+        Row("memory bandwidth", speed / 1e9, "GB/s"),
+        Row("floor of a step", 1e3 * floor, "ms"),
+        Row("plain / ours", times["plain"] / ours, "times"),
+        Row("ours / floor", ours / floor, "times"),
+        Row("outside forward passes", 100 * outside, "%"),
+    ]
+
+
+if __name__ == "__main__":
+    main()
