@@ -1,0 +1,142 @@
+"""Project files, kits, and the commands that need them, without starting anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedmezo.cli import main
+from fedmezo.config import load_config
+from fedmezo.engines.flare.project import KIT_FILE, Kit, read_kit, read_project
+from fedmezo.engines.settings import shared_settings, site_config
+from fedmezo.engines.worker import WorkerOptions
+from fedmezo.errors import ConfigError
+
+PROJECT = "server: fl.example.org\nport: 8443\nsites: [north, south]\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "hospitals.yml"
+    path.write_text(text)
+    return path
+
+
+def test_a_project_file_is_read(tmp_path: Path) -> None:
+    project = read_project(write(tmp_path, PROJECT))
+    assert (project.server, project.port, project.sites) == ("fl.example.org", 8443, ("north", "south"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("server: a\n", "sites"),
+        ("server: a\nsites: []\n", "sites"),
+        ("server: a\nsites: [x, x]\n", "once"),
+        ("server: a\nsites: [server]\n", "none may be"),
+        ("server: a b\nsites: [x]\n", "server"),
+        ("server: a\nsites: [../x]\n", "sites"),
+        ("server: a\nsites: [x]\nport: 99999\n", "port"),
+        ("server: a\nsites: [x]\nhost: b\n", "host"),
+        ("- a\n", "the file"),
+        ("server: [\n", "YAML"),
+    ],
+)
+def test_a_wrong_project_file_is_one_clear_message(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_project(write(tmp_path, text))
+    assert words in str(caught.value)
+    assert "hospitals.yml" in str(caught.value)
+
+
+def test_the_kits_of_a_project(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("nvflare")
+    assert main(["provision", str(write(tmp_path, PROJECT))]) == 0
+    folder = tmp_path / "hospitals"
+    assert "client 1" in capsys.readouterr().out
+    assert {path.name for path in folder.iterdir()} == {"authority", "server", "north", "south"}
+    south = read_kit(folder / "south", server=False)
+    assert (south.client, south.sites, south.plaintext) == (1, ("north", "south"), False)
+    assert main(["provision", str(tmp_path / "hospitals.yml")]) == 2  # nothing is overwritten
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_only_who_asks_for_it_gets_plain_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("nvflare")
+    path = write(tmp_path, PROJECT)
+    for words, security in (([], "mtls"), (["--plaintext"], "clear")):
+        out = tmp_path / security
+        assert main(["provision", str(path), "--out", str(out), *words]) == 0
+        assert ("plain text" in capsys.readouterr().out) == bool(words)
+        for party, file in (("server", "fed_server.json"), ("north", "fed_client.json")):
+            text = (out / party / "startup" / file).read_text()
+            assert f'"connection_security": "{security}"' in text
+        assert read_kit(out / "north", server=False).plaintext == bool(words)
+
+
+def test_a_kit_is_for_its_own_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for party in ("server", "north"):
+        (tmp_path / party).mkdir()
+        Kit(tmp_path / party, party, ("north",), "localhost", 1, plaintext=False).write()
+    assert main(["serve", str(tmp_path / "north"), "x.yaml"]) == 2
+    assert "`fedmezo site`" in capsys.readouterr().err
+    assert main(["site", str(tmp_path / "server"), "--data", "x.jsonl", "--model", "m"]) == 2
+    assert "`fedmezo serve`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "[]", '{"party": "north"}'])
+def test_what_is_no_kit_is_said_so(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / KIT_FILE).write_text(content)
+    with pytest.raises(ConfigError, match="is no start-up kit"):
+        read_kit(tmp_path, server=False)
+
+
+def test_a_distributed_configuration_says_which_commands_to_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(_config(tmp_path)), "federate.mode=distributed"]) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("fedmezo serve", "fedmezo site", "fedmezo provision", "--engine flare"))
+
+
+def _config(folder: Path) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(
+        "federate: {client_num: 3}\ndata: {type: mine.jsonl, root: /secret/place}\nllm: {adapter: {use: True}}\n"
+        "model: {type: /secret/model}\nwandb: {name_user: secret}\n"
+    )
+    return path
+
+
+def test_sites_are_told_what_their_work_needs_and_nothing_else(tmp_path: Path) -> None:
+    settings = shared_settings(load_config(_config(tmp_path)).config, "float32")
+    assert set(settings) == {"seed", "federate", "llm", "dataloader", "train", "grad", "trainer", "model"}
+    assert settings["federate"] == {"protocol": "scalars"}
+    assert settings["model"] == {"dtype": "float32"}
+    assert "secret" not in str(settings)
+
+
+def test_a_site_puts_in_what_is_its_own(tmp_path: Path) -> None:
+    settings = shared_settings(load_config(_config(tmp_path)).config, "bfloat16")
+    config = site_config(settings, WorkerOptions("", "own.jsonl", "my/model", use_gpu=True, device=1))
+    assert (config.model.type, config.model.dtype) == ("my/model", "bfloat16")
+    assert (config.use_gpu, config.device) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        {"outdir": "/etc"},
+        {"data": {"type": "bundled"}},
+        {"train": {"local_update_steps": -1}},
+        {"train": 3},
+        {"federate": {"protocol": "scalars", "client_num": "x", "save_to": 3}},
+        {"train": {"optimizer": {"weight_decay": 0.1}}},
+    ],
+)
+def test_settings_that_are_not_sound_are_refused(tmp_path: Path, harm: dict[str, Any]) -> None:
+    settings = {**shared_settings(load_config(_config(tmp_path)).config, "float32"), **harm}
+    with pytest.raises(ConfigError, match="the server"):
+        site_config(settings, WorkerOptions("", "own.jsonl", "my/model"))
