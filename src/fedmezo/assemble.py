@@ -180,6 +180,33 @@ def make_federation(config: Config, model: CausalLM) -> Federation:
     )
 
 
+def make_optimizer(config: Config) -> OptimizerFactory:
+    """The first-order clients' optimiser.
+
+    Raises:
+        ConfigError: it does not take its keys.
+    """
+    optimizer, scheduler = config.train.optimizer, config.train.scheduler
+    return OptimizerFactory(
+        name=optimizer.type,
+        options={"weight_decay": optimizer.weight_decay, **optimizer.options},
+        scheduler=scheduler.type,
+        scheduler_options=scheduler.options,
+        warmup_steps=scheduler.warmup_steps,
+        warmup_ratio=scheduler.warmup_ratio,
+    )
+
+
+def check_optimizer(config: Config) -> None:
+    """Make the optimiser once for nothing, before anything is loaded.
+
+    Raises:
+        ConfigError: the optimiser or scheduler does not take its keys or their values.
+    """
+    if config.trainer.type != MEZO:
+        make_optimizer(config).build([torch.zeros(1, 1, requires_grad=True)], config.train.optimizer.lr, num_steps=1)
+
+
 def make_work(config: Config, tuned: TunedModel) -> ClientWork:
     """The clients' local steps.
 
@@ -200,17 +227,9 @@ def make_work(config: Config, tuned: TunedModel) -> ClientWork:
         )
     if train.gradient_checkpointing:
         tuned.model.checkpoint_gradients()
-    optimizer = OptimizerFactory(
-        name=train.optimizer.type,
-        options={"weight_decay": train.optimizer.weight_decay, **train.optimizer.options},
-        scheduler=train.scheduler.type,
-        scheduler_options=train.scheduler.options,
-        warmup_steps=train.scheduler.warmup_steps,
-        warmup_ratio=train.scheduler.warmup_ratio,
-    )
     return FirstOrderClients(
         model=tuned.model,
-        optimizer=optimizer,
+        optimizer=make_optimizer(config),
         seed=config.seed,
         grad_clip=config.grad.grad_clip,
         grad_accum_count=config.grad.grad_accum_count,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from fedmezo import assemble
 from fedmezo.assemble import Holdings, TunedModel
 from fedmezo.config import Config
 from fedmezo.console import RoundProgress, RunLog, Sample, show_partition, show_samples, show_summary
-from fedmezo.errors import RunError, StorageError
+from fedmezo.errors import ConfigError, DataError, ModelError, RunError, StorageError
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.round import ServerState, initial_state
 from fedmezo.journal import JOURNAL_FILE, JournalWriter, read_journal
@@ -68,14 +69,20 @@ def run(config: Config, notices: Sequence[str] = (), place: Placement = HERE) ->
     Raises:
         FedMeZOError: whatever a user can act on.
     """
+    assemble.check_optimizer(config)
     console = Console()
     folder = new_run_directory(Path(config.outdir), config.expname or _default_name(config))
-    with at_work(console, folder, place) as log:
-        write_text(folder / CONFIG_FILE, config.to_yaml())  # first: all that a resume needs
-        log.line(f"run {folder}")
-        for notice in notices:
-            logger.warning(notice)
-        return start(config, folder, log, place)
+    try:
+        with at_work(console, folder, place) as log:
+            write_text(folder / CONFIG_FILE, config.to_yaml())  # first: all that a resume needs
+            log.line(f"run {folder}")
+            for notice in notices:
+                logger.warning(notice)
+            return start(config, folder, log, place)
+    except (ConfigError, DataError, ModelError):
+        if not (folder / JOURNAL_FILE).exists():  # what was asked for cannot be: there is nothing to go on with
+            shutil.rmtree(folder)
+        raise
 
 
 @contextmanager
