@@ -74,7 +74,7 @@ class Worker:
 
     def _load(self, setup: Setup) -> Loaded:
         self.loads += 1
-        return Loaded(work(), ToyData(setup.client), THETA, SEED, ESTIMATOR)
+        return Loaded(work(), ToyData(setup.client), BASE_HASH, THETA, SEED, ESTIMATOR)
 
     def revive(self) -> None:
         self._site = Site(self._load)

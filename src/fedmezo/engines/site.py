@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedmezo.errors import FedMeZOError
+from fedmezo.errors import DataError, FedMeZOError, ModelError
 from fedmezo.federation.aggregate import apply_scalars_
 from fedmezo.federation.clients import ClientWork
 from fedmezo.federation.joining import (
@@ -42,6 +42,7 @@ class Loaded:
     Args:
         work: the local steps.
         data: the site's own examples.
+        base_hash: of the site's base weights.
         theta: (d,) initial, derived from the base model and the run's seed.
         seed: run seed.
         estimator: the run's; replays what others reported.
@@ -49,6 +50,7 @@ class Loaded:
 
     work: ClientWork
     data: ClientData
+    base_hash: str
     theta: Tensor
     seed: int
     estimator: Estimator
@@ -87,9 +89,9 @@ class Site:
     def _answer_setup(self, setup: Setup) -> bytes:
         try:
             loaded = self._set_up(setup)
-        except FedMeZOError as error:
+        except (Refused, FedMeZOError) as error:
             logger.error("cannot take part: %s", error)
-            return encode_refusal(RefusedTask(setup.client, 0, Reason.FAILED, UNKNOWN, str(error)))
+            return encode_refusal(RefusedTask(setup.client, 0, Reason.FAILED, UNKNOWN, _outward(error)))
         data = loaded.data
         return encode_ready(Ready(setup.client, self._round, data.num_examples, data.num_batches))
 
@@ -99,11 +101,17 @@ class Site:
             return self._loaded
         self._loaded = self._theta = None  # before loading: two models may not fit
         self._round = UNKNOWN
-        self._loaded = self._load(setup)
-        self._setup = setup
-        if state_hash(self._loaded.theta) == setup.theta_hash:
-            self._theta, self._round = self._loaded.theta.clone(), 0
-        return self._loaded
+        loaded = self._load(setup)
+        if loaded.base_hash != setup.base_hash:
+            raise Refused(
+                Reason.FAILED,
+                f"its base model has other weights than the server's, or another precision ({loaded.base_hash[:12]}, "
+                f"not {setup.base_hash[:12]}): give --model the same model",
+            )
+        self._loaded, self._setup = loaded, setup
+        if state_hash(loaded.theta) == setup.theta_hash:
+            self._theta, self._round = loaded.theta.clone(), 0
+        return loaded
 
     def _answer_task(self, message: bytes) -> bytes:
         task, digest, way = decode_task(message)
@@ -114,7 +122,7 @@ class Site:
             reason, text = refusal.reason, str(refusal)
         except FedMeZOError as error:
             logger.error("round %d failed: %s", task.round, error)
-            reason, text = Reason.FAILED, str(error)
+            reason, text = Reason.FAILED, _outward(error)
         return encode_refusal(RefusedTask(task.client, task.round, reason, self._round, text))
 
     def _work(self, task: ClientTask, digest: str, way: CatchUp) -> Report:
@@ -148,3 +156,12 @@ class Site:
             reached, self._theta, self._round = self._round, None, UNKNOWN
             raise Refused(Reason.OTHER_STATE, f"from the state before round {reached} the task's state is not reached")
         return theta
+
+
+def _outward(error: Exception) -> str:
+    """What the server may hear of an error: nothing that names the site's files or what is in them."""
+    if isinstance(error, DataError):
+        return "its data cannot be used; its own log says why"
+    if isinstance(error, ModelError):
+        return "its base model cannot be loaded; its own log says why"
+    return str(error)

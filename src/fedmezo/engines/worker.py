@@ -103,7 +103,7 @@ def load(options: WorkerOptions, setup: Setup) -> Loaded:
     """Load the site's model and data as the server's settings say.
 
     Raises:
-        FedMeZOError: the settings are not sound, the base model is another one, or the data cannot be used.
+        FedMeZOError: the settings are not sound, or the model or the data cannot be used.
     """
     import numpy as np
 
@@ -113,15 +113,9 @@ def load(options: WorkerOptions, setup: Setup) -> Loaded:
     from fedmezo.data.shard import Shard
     from fedmezo.engines.settings import site_config
     from fedmezo.engines.site import Loaded
-    from fedmezo.errors import ModelError
 
     config = site_config(setup.settings, options)
     tuned = assemble.load_model(config)
-    if tuned.base_hash != setup.base_hash:
-        raise ModelError(
-            f"the base model {options.model} has other weights than the server's ({tuned.base_hash[:12]}, not "
-            f"{setup.base_hash[:12]}), or another precision: give --model the same model"
-        )
     examples = read_examples(Path(options.data), Layout())
     dataset = encode_examples(examples, tuned.tokenizer, config.llm.tok_len, assemble.cache_folder())
     for notice in assemble.use_lanes(config, tuned, dataset):
@@ -129,7 +123,14 @@ def load(options: WorkerOptions, setup: Setup) -> Loaded:
     schedule = assemble.make_schedule(config)
     shard = Shard(dataset, np.arange(len(dataset)), config.seed, setup.client, schedule, tuned.model.device)
     logger.info("joined as client %d with %d examples, %s", setup.client, len(dataset), tuned.model.device)
-    return Loaded(assemble.make_work(config, tuned), shard, tuned.theta, config.seed, assemble.make_estimator(config))
+    return Loaded(
+        work=assemble.make_work(config, tuned),
+        data=shard,
+        base_hash=tuned.base_hash,
+        theta=tuned.theta,
+        seed=config.seed,
+        estimator=assemble.make_estimator(config),
+    )
 
 
 if __name__ == "__main__":
