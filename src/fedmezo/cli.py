@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedmezo import __version__
+from fedmezo.campaign.arguments import add_reproduce, add_sweep
 from fedmezo.config import Config, Loaded, as_overrides, load_config
 from fedmezo.engines.flare.commands import add_machines, require_flare
 from fedmezo.errors import ConfigError, FedMeZOError
@@ -66,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     add_eval(commands)
     add_generate(commands)
+    add_sweep(commands)
+    add_reproduce(commands)
     add_machines(commands)
     return parser
 

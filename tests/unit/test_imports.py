@@ -18,6 +18,7 @@ LAYERS = (
     {"plots", "plots_theory", "console"},
     {"report", "training", "assemble"},
     {"experiment", "calibrate", "diagnose", "resume", "replay", "publish", "tasks"},
+    {"campaign"},
     {"cli", "__main__"},
 )
 """From the bottom up: a module imports from its own layer and those below."""
