@@ -64,7 +64,7 @@ def add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="RUN|ADAPTER|MODEL", help="a run's or an adapter's folder, or a model")
-    parser.add_argument("--round", type=_round, metavar="N", help="of a run: the state after N rounds (a snapshot)")
+    parser.add_argument("--round", type=_round, metavar="N", help="of a run: the state after N rounds")
     parser.add_argument("--gpu", action=argparse.BooleanOptionalAction, help="compute on a GPU (as the run does)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="precision of the base weights")
 

@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedmezo import assemble
 from fedmezo.config import Config, load_config
 from fedmezo.errors import ModelError, RunError
-from fedmezo.journal import JOURNAL_FILE, read_journal
+from fedmezo.federation.aggregate import SCALARS
+from fedmezo.journal import JOURNAL_FILE, Journal, read_journal
+from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.hardware import choose_device, choose_dtype
 from fedmezo.models.label_loss import LossPath, choose_path
 from fedmezo.models.loading import load_base
+from fedmezo.replay import initial_theta, rebuild_
 from fedmezo.run_directory import ADAPTER_FOLDER, CONFIG_FILE
 from fedmezo.snapshots import SNAPSHOT_FOLDER, load_snapshot, snapshot_rounds
 
@@ -86,7 +90,7 @@ def load_subject(target: str, hardware: Hardware, round_index: int | None = None
 
     Raises:
         ModelError: the model or adapter cannot be loaded.
-        RunError: the run is damaged, is not finished, or has no snapshot of that round.
+        RunError: the run is damaged, is not finished, or its state after that round is not to be had.
     """
     folder = Path(target)
     if (folder / CONFIG_FILE).is_file():
@@ -112,21 +116,31 @@ def _load_run(folder: Path, hardware: Hardware, round_index: int | None) -> Subj
 
 def _load_round(folder: Path, config: Config, round_index: int) -> Subject:
     journal = read_journal(folder / JOURNAL_FILE)
-    rounds = snapshot_rounds(folder / SNAPSHOT_FOLDER)
-    if round_index and round_index not in rounds:
-        kept = ", ".join(map(str, rounds)) or "none"
-        raise RunError(f"{folder}: no snapshot of round {round_index}; there are: 0, {kept} (federate.save_freq)")
     tuned = assemble.load_model(config)
-    if round_index in rounds:
-        hashes = [journal.header.theta_hash, *(record.state_hash for record in journal.records)]
-        if round_index >= len(hashes):
-            raise RunError(f"{folder}: the journal ends before round {round_index}, of which there is a snapshot")
-        tuned.model.load(load_snapshot(folder / SNAPSHOT_FOLDER, round_index, hashes[round_index]))
+    tuned.model.load(_theta_after(round_index, folder, journal, tuned.model))
     base = tuned.model.peft.get_base_model()
     assert isinstance(base, PreTrainedModel), "the base of a run is a model of transformers"
     losses, _ = choose_path(tuned.model.peft, base)
     name = f"{folder.name}, round {round_index}"
     return Subject(name, tuned.model.peft, tuned.tokenizer, losses, config.llm.tok_len, folder, config, tuned.notices)
+
+
+def _theta_after(round_index: int, folder: Path, journal: Journal, model: CausalLM) -> Tensor:
+    """Theta (d,) after so many rounds: a snapshot, or what the journal's scalars make of the initial one."""
+    if round_index > journal.next_round:
+        raise RunError(f"{folder}: --round {round_index}, but the run has {journal.next_round} rounds")
+    snapshots = folder / SNAPSHOT_FOLDER
+    rounds = snapshot_rounds(snapshots)
+    if round_index in rounds:
+        return load_snapshot(snapshots, round_index, journal.hashes[round_index])
+    if round_index and journal.header.protocol != SCALARS:
+        kept = ", ".join(map(str, sorted({0, *rounds})))
+        raise RunError(
+            f"{folder}: --round {round_index}: a run of the weights protocol has only the rounds of its snapshots: "
+            f"{kept} (federate.save_freq)"
+        )
+    theta = initial_theta(model, journal.header, snapshots if journal.header.restored else None).clone()
+    return rebuild_(theta, journal.header, journal.records[:round_index])
 
 
 def _load_adapter(folder: Path, hardware: Hardware) -> Subject:
@@ -178,5 +192,7 @@ def _with_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def _or_round(folder: Path) -> str:
-    rounds = snapshot_rounds(folder / SNAPSHOT_FOLDER)
-    return f", or choose one of its snapshots with --round: {', '.join(map(str, rounds))}" if rounds else ""
+    try:
+        return f", or choose one of its {read_journal(folder / JOURNAL_FILE).next_round} rounds with --round"
+    except RunError:
+        return ""
