@@ -15,14 +15,19 @@ from fedmezo.federation.joining import (
     is_setup,
 )
 
-SETUP = Setup(2, "ab" * 32, "cd" * 32, {"seed": 7, "train": {"zo": {"eps": 0.001}}})
+SETUP = Setup(2, 5, "ab" * 32, "cd" * 32, {"seed": 7, "train": {"zo": {"eps": 0.001}}})
 READY = Ready(2, UNKNOWN, 19, 10)
 REFUSAL = RefusedTask(2, 5, Reason.OTHER_STATE, 3, "from there I cannot get to it")
 
 
 def test_golden_messages() -> None:
     assert encode_setup(SETUP) == (
-        b"FMZS\x01" + b"\x02\0\0\0" + b"\xab" * 32 + b"\xcd" * 32 + b'{"seed":7,"train":{"zo":{"eps":0.001}}}'
+        b"FMZS\x01"
+        + b"\x02\0\0\0"
+        + b"\x05\0\0\0"
+        + b"\xab" * 32
+        + b"\xcd" * 32
+        + b'{"seed":7,"train":{"zo":{"eps":0.001}}}'
     )
     assert encode_ready(READY) == b"FMZY\x01" + b"\x02\0\0\0" + b"\xff" * 8 + b"\x13\0\0\0" + b"\x0a\0\0\0"
     head = b"FMZN\x01" + b"\x02\0\0\0" + b"\x05\0\0\0" + b"\x02" + b"\x03\0\0\0\0\0\0\0"

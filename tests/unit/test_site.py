@@ -28,7 +28,7 @@ from tests.toy import SIZE, Quadratic, ToyData
 ESTIMATOR = Estimator(eps=0.01, queries=1, noise="gaussian", clip=0.0)
 THETA = torch.linspace(-1.0, 1.0, SIZE)
 BASE_HASH = "ab" * 32
-SETUP = Setup(1, BASE_HASH, state_hash(THETA), {})
+SETUP = Setup(1, 0, BASE_HASH, state_hash(THETA), {})
 ELSEWHERE = torch.ones(SIZE)
 
 
@@ -102,9 +102,27 @@ def test_a_site_that_cannot_derive_the_initial_state_knows_none() -> None:
 def test_the_same_setup_finds_the_state_it_left() -> None:
     site = joined()
     site.answer(task(4, digest=state_hash(ELSEWHERE), way=CatchUp(theta=ELSEWHERE)))
-    answer = decode_joining(site.answer(encode_setup(SETUP)))
+    answer = decode_joining(site.answer(encode_setup(replace(SETUP, round=5))))
     assert isinstance(answer, Ready)
     assert answer.known_round == 4
+
+
+def test_another_run_with_the_same_settings_starts_from_the_beginning_without_loading() -> None:
+    loads = []
+
+    def count(setup: Setup) -> Loaded:
+        loads.append(setup)
+        return load(setup)
+
+    site = Site(count)
+    site.answer(encode_setup(SETUP))
+    first = site.answer(task(0))
+    site.answer(task(4, digest=state_hash(ELSEWHERE), way=CatchUp(theta=ELSEWHERE)))
+    answer = decode_joining(site.answer(encode_setup(SETUP)))
+    assert isinstance(answer, Ready)
+    assert answer.known_round == 0
+    assert site.answer(task(0)) == first
+    assert len(loads) == 1
 
 
 def test_another_base_model_is_refused_with_both_hashes() -> None:

@@ -156,10 +156,12 @@ class Distributed:
         self._downlink.close(record, [part.client for part in record.contributions])
 
     def _complete(self, this: _Round) -> bool:
-        if len(this.reports) < self._min_clients:
-            return False
         open_ = [self._peers[client] for client in this.plan.cohort if client not in this.done]
-        return all(peer.contact is Contact.AWAY or peer.barred for peer in open_)
+        if not open_:
+            return True
+        return len(this.reports) >= self._min_clients and all(
+            peer.contact is Contact.AWAY or peer.barred for peer in open_
+        )
 
     def _take(self, this: _Round, arrival: Arrival) -> None:
         peer = self._peers[arrival.client]
@@ -173,7 +175,9 @@ class Distributed:
         if arrival.contact is Contact.HERE:
             base, theta = self._hashes
             peer.barred = ""
-            self._send(arrival.client, encode_setup(Setup(arrival.client, base, theta, self._settings)), 0)
+            self._send(
+                arrival.client, encode_setup(Setup(arrival.client, this.plan.round, base, theta, self._settings)), 0
+            )
 
     def _take_answer(self, this: _Round, client: int, answer: bytes) -> None:
         _add(self._bytes_up, client, len(answer))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -96,8 +96,13 @@ class Site:
         return encode_ready(Ready(setup.client, self._round, data.num_examples, data.num_batches))
 
     def _set_up(self, setup: Setup) -> Loaded:
-        """Load what the setup asks for, unless it is there: a run that goes on finds the state it left."""
-        if self._loaded is not None and setup == self._setup:
+        """Load what the setup asks for, unless it is there: a run that goes on finds the state it left.
+
+        A run that is behind that state is another one, or one that lost rounds, and starts from the beginning.
+        """
+        if self._loaded is not None and self._setup is not None and setup == replace(self._setup, round=setup.round):
+            if self._round > setup.round:
+                self._begin(self._loaded, setup)
             return self._loaded
         self._loaded = self._theta = None  # before loading: two models may not fit
         self._round = UNKNOWN
@@ -109,9 +114,14 @@ class Site:
                 f"not {setup.base_hash[:12]}): give --model the same model",
             )
         self._loaded, self._setup = loaded, setup
+        self._begin(loaded, setup)
+        return loaded
+
+    def _begin(self, loaded: Loaded, setup: Setup) -> None:
+        """Know the initial state, if it is the one that the site derives for itself."""
+        self._theta, self._round = None, UNKNOWN
         if state_hash(loaded.theta) == setup.theta_hash:
             self._theta, self._round = loaded.theta.clone(), 0
-        return loaded
 
     def _answer_task(self, message: bytes) -> bytes:
         task, digest, way = decode_task(message)

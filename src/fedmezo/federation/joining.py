@@ -16,7 +16,7 @@ from typing import Any
 from fedmezo.errors import RunError
 from fedmezo.federation.messages import VERSION, unpack
 
-_SETUP = struct.Struct("<4sBI32s32s")  # magic, version, client, hash of the base weights, hash of the initial theta
+_SETUP = struct.Struct("<4sBII32s32s")  # magic, version, client, round, base hash, hash of initial theta
 _READY = struct.Struct("<4sBIqII")  # magic, version, client, known round, examples, batches of a round
 _REFUSAL = struct.Struct("<4sBIIBq")  # magic, version, client, round, reason, known round
 UNKNOWN = -1
@@ -28,6 +28,7 @@ class Setup:
     """What a client needs to know of a run."""
 
     client: int
+    round: int  # the next one to run
     base_hash: str
     theta_hash: str  # of the theta that clients can derive from the base model and the seed
     settings: Mapping[str, Any]  # the part of the configuration that client work depends on
@@ -65,7 +66,8 @@ class RefusedTask:
 
 def encode_setup(setup: Setup) -> bytes:
     """The server's first message to a client."""
-    head = _SETUP.pack(b"FMZS", VERSION, setup.client, bytes.fromhex(setup.base_hash), bytes.fromhex(setup.theta_hash))
+    hashes = bytes.fromhex(setup.base_hash), bytes.fromhex(setup.theta_hash)
+    head = _SETUP.pack(b"FMZS", VERSION, setup.client, setup.round, *hashes)
     return head + json.dumps(setup.settings, separators=(",", ":"), sort_keys=True).encode()
 
 
@@ -75,12 +77,12 @@ def decode_setup(data: bytes) -> Setup:
     Raises:
         RunError: not such a message, or of another version.
     """
-    _, _, client, base, theta = unpack(_SETUP, data, b"FMZS")
+    _, _, client, round_index, base, theta = unpack(_SETUP, data, b"FMZS")
     try:
         settings = json.loads(data[_SETUP.size :])
     except ValueError as error:
         raise RunError(f"a setup message of {len(data)} bytes holds no valid settings: {error}") from error
-    return Setup(client, base.hex(), theta.hex(), settings)
+    return Setup(client, round_index, base.hex(), theta.hex(), settings)
 
 
 def is_setup(data: bytes) -> bool:
