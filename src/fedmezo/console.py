@@ -29,6 +29,7 @@ LOG_FILE = "log.txt"
 MAX_CLIENTS_SHOWN = 20
 WIDTH_OF_PARTITION_FRAME = 45  # the columns that every partition table has, and that of the other categories
 MAX_SAMPLE_CHARACTERS = 400
+WIDTH_OF_FIGURE = 17  # of a column of figures, with its gap, before the first column gets more
 COLUMN_GAP = 2
 WIDTH_FOR_A_BAR = 105  # a narrower terminal needs its columns for the figures
 REFRESHES_PER_SECOND = 4  # more would take time from training on a small machine
@@ -225,8 +226,12 @@ def show_summary(console: Console, summary: Summary, results: Path) -> None:
 def show_table(console: Console, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table under its title, the first column to the left, the others to the right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    room = max(0, console.width - WIDTH_OF_FIGURE * (len(headings) - 1))
+    first = min(max(len(row[0]) for row in rows), room) if rows else 0
     for number, heading in enumerate(headings):
-        table.add_column(Text(heading), justify="right" if number else "left", overflow="fold")
+        table.add_column(
+            Text(heading), justify="right" if number else "left", overflow="fold", min_width=0 if number else first
+        )
     for row in rows:
         table.add_row(*map(Text, row))
     _print_table(console, title, table)

@@ -22,6 +22,9 @@ AXES = {
 }
 """What a loss can be drawn against: the metrics that are added up, and the name of the axis."""
 
+MAX_PANELS_IN_A_ROW = 3
+LEGEND_COLUMNS = 3
+
 
 def draw_points(
     points: Sequence[Point], loss: str, against: Sequence[str], swept: Sequence[float] = (), key: str = ""
@@ -36,15 +39,19 @@ def draw_points(
         key: what that number is called.
     """
     panels = len(against) + bool(swept)
-    figure = Figure(figsize=(5.2 * panels, 4.2 + 0.2 * math.ceil(len(points) / 3)), layout="constrained")
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    rows = 1 + (panels > MAX_PANELS_IN_A_ROW)
+    columns = math.ceil(panels / rows)
+    size = (max(5.2 * columns, 8.0), 3.9 * rows + 0.25 * math.ceil(len(points) / LEGEND_COLUMNS))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for cost, panel in zip(against, axes, strict=False):
         _draw_curves(panel, points, loss, cost)
     if swept:
         _draw_last(axes[-1], points, loss, swept, key)
-    axes[0].set_ylabel(f"{PART_OF_LOSS.get(loss, loss)} (nats per token)")
+    for panel in axes[::columns]:
+        panel.set_ylabel(f"{PART_OF_LOSS.get(loss, loss)} (nats per token)")
     labels = [point.label.replace("$", r"\$") for point in points if point.runs]
-    figure.legend(axes[0].lines, labels, loc="outside lower left", frameon=False, fontsize=9, ncols=3)
+    figure.legend(axes[0].lines, labels, loc="outside lower left", frameon=False, fontsize=9, ncols=LEGEND_COLUMNS)
     return figure
 
 
@@ -56,7 +63,7 @@ def _draw_curves(axes: Axes, points: Sequence[Point], loss: str, cost: str) -> N
         if not point.runs:
             continue
         curve, style = point.curve(loss), _style(index)
-        spent = point.spent(names) if names else dict(zip(curve.rounds, curve.rounds, strict=True))
+        spent = {0: 0.0} | point.spent(names) if names else dict(zip(curve.rounds, curve.rounds, strict=True))
         kept = [k for k, at in enumerate(curve.rounds) if at in spent and (cost != "bytes" or spent[at] > 0)]
         x = [spent[curve.rounds[k]] for k in kept]
         axes.plot(x, [curve.mean[k] for k in kept], label=point.label, lw=1.8, **style)

@@ -136,7 +136,7 @@ def _columns(
     item: ItemSpec, plans: Sequence[_Plan], points: Sequence[Point], loss: str
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     compared = [heading for heading in item.columns if any(heading in plan.spec.paper for plan in plans)]
-    headings = ("", *item.columns, *(f"paper: {heading}" for heading in compared))
+    headings = ("setting (rate)", *item.columns, *(f"paper: {heading}" for heading in compared))
     rows = [
         (
             f"{plan.spec.label} ({plan.config.train.optimizer.lr:g})",
