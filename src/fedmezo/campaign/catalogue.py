@@ -106,7 +106,7 @@ def _item(name: str, item: Mapping[str, Any], scale: str, content: Mapping[str, 
         against=tuple(item.get("against", ())),
         swept=item.get("swept", ""),
         downstream=DownstreamSpec(tuple(downstream["rounds"]), downstream[scale]) if downstream else None,
-        points=tuple(_point(point, scale, content) for point in item["points"]),
+        points=tuple(_point(p, scale, content) for p in item["points"] if scale in p.get("scales", (scale,))),
     )
 
 
