@@ -22,9 +22,7 @@ def add_machines(commands: Commands) -> None:
     parser = add("provision", _provision, "make start-up kits for the server and the sites of a project")
     parser.add_argument("project", type=Path, metavar="PROJECT.yml", help="server, port and sites")
     parser.add_argument("--out", type=Path, metavar="DIR", help="new folder for the kits (default: the file's name)")
-    parser.add_argument(
-        "--plaintext", action="store_true", help="without encryption and identities: only to look at the traffic"
-    )
+    parser.add_argument("--plaintext", action="store_true", help="without encryption: only to look at the traffic")
     parser = add("site", _site, "take part in runs as a site, with own data, until interrupted")
     parser.add_argument("kit", type=Path, metavar="KIT", help="the site's start-up kit")
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="the site's examples (.json, .jsonl)")
@@ -82,7 +80,7 @@ def _provision(options: argparse.Namespace) -> int:
         print(f"{kit.folder}  for {kit.party}" + ("" if kit.party == "server" else f", client {kit.client}"))
     print(f"{folder / AUTHORITY}  signs kits: keep it offline, or delete it")
     if options.plaintext:
-        print("notice: these kits speak in plain text, without encryption and without identities")
+        print("notice: these kits speak in plain text, without encryption")
     return 0
 
 
@@ -106,6 +104,8 @@ def _serve(options: argparse.Namespace) -> int:
 
     kit = read_kit(options.kit, server=True)
     require_flare()
+    if kit.plaintext:
+        print("notice: this kit speaks in plain text, without encryption")
     folder, *words = options.words
     if Path(folder).is_dir():
         if words:

@@ -62,7 +62,7 @@ def provision(project: Project, folder: Path, *, plaintext: bool = False) -> lis
     Args:
         project: who takes part.
         folder: must not exist.
-        plaintext: without encryption and identities, for looking at the traffic on one machine.
+        plaintext: without encryption, for looking at the traffic on one machine.
 
     Raises:
         ConfigError: the folder is there already, or FLARE cannot make the kits.
@@ -102,7 +102,7 @@ def _build(project: Project, work: Path, security: str) -> Path:
     flare_project = FlareProject("kits", "made by fedmezo provision", participants, props)
     builders = [
         WorkspaceBuilder(),
-        StaticFileBuilder(config_folder="config", scheme=SCHEME, require_signed_jobs=security == "mtls"),
+        StaticFileBuilder(config_folder="config", scheme=SCHEME, require_signed_jobs=True),
         CertBuilder(),
     ]
     said = io.StringIO()

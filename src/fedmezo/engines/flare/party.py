@@ -19,7 +19,7 @@ def party_command(kit: Kit) -> list[str]:
     """The words that start the FLARE process of a kit."""
     is_server = kit.party == SERVER
     words = ["-m", str(kit.folder), "-s", f"fed_{'server' if is_server else 'client'}.json", "--set"]
-    words += [f"secure_train={not kit.plaintext}".lower(), "org=fedmezo", "config_folder=config"]
+    words += ["secure_train=true", "org=fedmezo", "config_folder=config"]
     if not is_server:
         words += [f"uid={kit.party}", "heart_beat_interval=5.0"]
     return [sys.executable, "-m", __name__, _MODULES[is_server], *words]

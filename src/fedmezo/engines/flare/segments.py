@@ -160,7 +160,7 @@ class Segments:
 
     def _connected_session(self) -> Session:
         if self._session is None:
-            session = Session(OPERATOR, str(self._kit.folder / OPERATOR_FOLDER), not self._kit.plaintext)
+            session = Session(OPERATOR, str(self._kit.folder / OPERATOR_FOLDER))
             session.api._print_hci = logger.debug  # its greetings would land in the middle of our progress
             try:
                 session.try_connect(SECONDS_TO_LOG_IN)

@@ -65,7 +65,7 @@ def run_site(kit: Kit, options: WorkerOptions) -> int:
         f"site {kit.party}, client {kit.client}; server {kit.host}:{kit.port}; FLARE's log is {kit.folder}/{FLARE_LOG}"
     )
     if kit.plaintext:
-        print("notice: this kit speaks in plain text, without encryption and without identities")
+        print("notice: this kit speaks in plain text, without encryption")
     signal.signal(signal.SIGTERM, _raise_stop)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmezo-"))
