@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SHARED: dict[str, Any] = {
     "seed": True,
     "federate": {"protocol": True},
+    "fedprox": True,
     "llm": {"tok_len": True, "adapter": True},
     "dataloader": True,
     "train": True,
