@@ -45,6 +45,7 @@ def count_forwards(model: nn.Module) -> list[int]:
 def test_lanes_give_the_sequential_losses(directories: dict[str, Path], architecture: str, method: str) -> None:
     lm = build(directories[architecture], method)
     thetas = some_thetas(lm)
+    given = thetas.clone()
     state = torch.get_rng_state()
     alone = lm.losses(list(thetas), BATCHES)
     assert lm.use_lanes(4) == []
@@ -57,6 +58,7 @@ def test_lanes_give_the_sequential_losses(directories: dict[str, Path], architec
     lm.use_lanes(1)
     assert lm.losses(thetas, BATCHES) == alone
     assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(thetas, given)  # whose they are, not the model's to write to
 
 
 @pytest.mark.parametrize(("method", "dtype"), [("lora", torch.float16), ("prefix", torch.bfloat16)])

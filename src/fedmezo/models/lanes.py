@@ -84,7 +84,8 @@ class LaneIA3(nn.Module):
 class LanePrompt(nn.Module):
     """Virtual tokens (or the keys and values of a prefix) that differ from lane to lane.
 
-    They are made lane by lane at the live tensors of PEFT's encoder, which are left at the last lane's.
+    They are made lane by lane by PEFT's encoder, whose tensors are the lane's meanwhile. They are exchanged, never
+    written to: the live tensors may be views of a theta that belongs to someone else.
     """
 
     def __init__(self, encoder: nn.Module, thetas: LaneThetas, segments: Mapping[str, Segment]) -> None:
@@ -97,12 +98,17 @@ class LanePrompt(nn.Module):
     def forward(self, indices: Tensor) -> Tensor:
         """Map the numbers of the virtual tokens (L b, v), the same in each row, to their vectors (L b, v, ...)."""
         values = [self.thetas.view(segment) for segment in self.segments]
+        kept = [parameter.data for parameter in self.live]
         made = []
         for lane in range(len(self.thetas)):
-            for parameter, value in zip(self.live, values, strict=True):
-                parameter.data.copy_(value[lane])
+            self._exchange([value[lane] for value in values])
             made.append(self.encoder(indices[:1]))
+        self._exchange(kept)
         return torch.cat(made).repeat_interleave(len(indices) // len(made), dim=0)
+
+    def _exchange(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.live, values, strict=True):
+            parameter.data = value
 
 
 class LanedLosses:
