@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from fedmezo.federation.aggregate import apply_scalars_
-from fedmezo.journal import Header, JournalWriter
-from fedmezo.metrics import METRICS_FILE, MetricsFile, measured
-from fedmezo.publish import PublishedLog, encode_log
 from fedmezo.records import Contribution, RoundRecord, Segment
+from fedmezo.results.metrics import METRICS_FILE, MetricsFile, measured
+from fedmezo.runs.journal import Header, JournalWriter
+from fedmezo.runs.publish import PublishedLog, encode_log
 from fedmezo.zo.arithmetic import round_coefficient, round_scalar, state_hash
 from fedmezo.zo.estimate import Estimator
 

@@ -16,7 +16,7 @@ from fedmezo.models.lane_budget import bytes_per_lane, longest_batch
 
 T = TypeVar("T")
 
-IMPORTS = ("torch", "transformers", "peft", "fedmezo.experiment")
+IMPORTS = ("torch", "transformers", "peft", "fedmezo.runs.experiment")
 
 
 def main() -> None:

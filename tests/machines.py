@@ -22,14 +22,14 @@ from typing import Any
 import psutil
 import yaml
 
-from fedmezo.engines.flare.kits import provision
-from fedmezo.engines.flare.local import free_port
-from fedmezo.engines.flare.project import Kit, Project
+from fedmezo.machines.flare.kits import provision
+from fedmezo.machines.flare.local import free_port
+from fedmezo.machines.flare.project import Kit, Project
 from tests.runs import PLAIN, make_base, make_data
 
 SITES = ("north", "south", "west")
 
-WORKER = "fedmezo.engines.worker"
+WORKER = "fedmezo.machines.worker"
 _PR_SET_PDEATHSIG = 1
 
 FLARE_CLIENT = "client_train"

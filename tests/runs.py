@@ -24,8 +24,8 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from fedmezo.journal import JournalWriter
 from fedmezo.records import RoundRecord
+from fedmezo.runs.journal import JournalWriter
 
 WORDS = [f"w{i}" for i in range(100)]
 
@@ -162,7 +162,8 @@ class Runs:
         self._base = make_base(root / "base")
         self._data = make_data(root / "data")
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tests.runs", "fedmezo.experiment", "fedmezo.resume", "fedmezo.publish"])
+        preloaded = ["tests.runs", *(f"fedmezo.runs.{name}" for name in ("experiment", "resume", "publish"))]
+        self._context.set_forkserver_preload(preloaded)
 
     def config(self, **changes: Any) -> Path:
         """Write a configuration file; keys of `changes` are in dots."""

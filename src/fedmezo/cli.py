@@ -10,8 +10,8 @@ from pathlib import Path
 from fedmezo import __version__
 from fedmezo.campaign.arguments import add_reproduce, add_sweep
 from fedmezo.config import Config, Loaded, as_overrides, load_config
-from fedmezo.engines.flare.commands import add_machines, require_flare
 from fedmezo.errors import ConfigError, FedMeZOError
+from fedmezo.machines.flare.commands import add_machines, require_flare
 from fedmezo.tasks.arguments import add_eval, add_generate
 
 _EXAMPLES = """\
@@ -164,49 +164,49 @@ def _run(options: argparse.Namespace) -> int:
     config, notices = _load(options)
     if options.engine == "flare":
         require_flare()
-        from fedmezo.engines.flare.local import run_here
+        from fedmezo.machines.flare.local import run_here
 
         return run_here(config, notices)
     _require_one_machine(config)
-    from fedmezo.experiment import run  # imports torch
+    from fedmezo.runs.experiment import run  # imports torch
 
     return run(config, notices)
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from fedmezo.resume import resume  # imports torch
+    from fedmezo.runs.resume import resume  # imports torch
 
     return resume(options.run, force=options.force)
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from fedmezo.replay import replay  # imports torch
+    from fedmezo.runs.replay import replay  # imports torch
 
     return replay(options.run, to_round=options.to_round, out=options.out, base=options.model)
 
 
 def _export(options: argparse.Namespace) -> int:
-    from fedmezo.publish import export_log  # imports torch
+    from fedmezo.runs.publish import export_log  # imports torch
 
     return export_log(options.run, options.as_log, to_round=options.to_round)
 
 
 def _import(options: argparse.Namespace) -> int:
-    from fedmezo.publish import import_log  # imports torch
+    from fedmezo.runs.publish import import_log  # imports torch
 
     return import_log(options.file, options.model, options.out)
 
 
 def _calibrate(options: argparse.Namespace) -> int:
     config, notices = _load(options)
-    from fedmezo.calibrate import FORWARD_PASSES, calibrate  # imports torch
+    from fedmezo.studies.calibrate import FORWARD_PASSES, calibrate  # imports torch
 
     budget: int = FORWARD_PASSES if options.forward_passes is None else options.forward_passes
     return calibrate(config, notices, write=options.write, budget=budget)
 
 
 def _diagnose(options: argparse.Namespace) -> int:
-    from fedmezo.diagnose import diagnose  # imports torch
+    from fedmezo.studies.diagnose import diagnose  # imports torch
 
     return diagnose(options.run)
 
@@ -234,8 +234,8 @@ def _check(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from fedmezo.console import show_comparison
-    from fedmezo.report import compare, write_report
+    from fedmezo.results.console import show_comparison
+    from fedmezo.results.report import compare, write_report
 
     runs: list[Path] = options.runs
     if len(runs) == 1:

@@ -20,7 +20,7 @@ from nvflare.fuel.flare_api.api_spec import InternalError, InvalidJobDefinition,
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from nvflare.fuel.hci.client import file_transfer
 
-from fedmezo.engines.flare.kits import (
+from fedmezo.machines.flare.kits import (
     OPERATOR,
     OPERATOR_FOLDER,
     SERVER_RELAY,
@@ -28,11 +28,11 @@ from fedmezo.engines.flare.kits import (
     place_server,
     provision,
 )
-from fedmezo.engines.flare.local import free_port
-from fedmezo.engines.flare.party import party_command
-from fedmezo.engines.flare.project import Kit, Project
-from fedmezo.engines.flare.segments import write_job
-from fedmezo.engines.processes import stop
+from fedmezo.machines.flare.local import free_port
+from fedmezo.machines.flare.party import party_command
+from fedmezo.machines.flare.project import Kit, Project
+from fedmezo.machines.flare.segments import write_job
+from fedmezo.machines.processes import stop
 from tests.machines import wait_until
 
 SITES = ("north", "south")
@@ -162,7 +162,7 @@ def test_a_job_that_was_changed_after_it_was_signed_is_refused(
 
 @pytest.mark.parametrize(
     ("side", "path"),
-    [("server", "subprocess.Popen"), ("client", "subprocess.Popen"), ("client", "fedmezo.metrics.MetricsFile")],
+    [("server", "subprocess.Popen"), ("client", "subprocess.Popen"), ("client", "fedmezo.results.metrics.MetricsFile")],
 )
 def test_a_job_with_another_class_is_refused(cluster: Cluster, tmp_path: Path, side: str, path: str) -> None:
     """Not even one of ours: a kit names the one relay."""

@@ -9,12 +9,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from fedmezo import assemble
 from fedmezo.cli import main
 from fedmezo.config import load_config
-from fedmezo.evaluate import evaluate
-from fedmezo.journal import read_journal
 from fedmezo.models.loading import locate
+from fedmezo.runs import assemble
+from fedmezo.runs.evaluate import evaluate
+from fedmezo.runs.journal import read_journal
 
 SHORT = ["federate.total_round_num=3", "train.local_update_steps=2", "eval.freq=1", "eval.samples=1"]
 FEW = ["data.subsample=0.1", "data.splits=[0.8,0.1,0.1]"]

@@ -272,7 +272,7 @@ def test_a_run_from_a_saved_adapter(runs: Runs, undisturbed: Path) -> None:
     assert (code, "started from a saved adapter" in output) == (2, True)
 
 
-@pytest.mark.parametrize("largest_file", [100, 1000, 4000, 9000, 20000])
+@pytest.mark.parametrize("largest_file", [300, 1000, 4000, 9000, 20000])
 def test_a_full_disk(runs: Runs, undisturbed: Path, largest_file: int) -> None:
     run = runs.root / "runs" / f"full {largest_file}"
     code, output = runs.finish("run", runs.config(expname=run.name, **CASES["scalars"]), largest_file=largest_file)

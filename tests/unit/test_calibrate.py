@@ -16,9 +16,17 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from fedmezo import assemble
-from fedmezo.assemble import Holdings, TunedModel
-from fedmezo.calibrate import (
+from fedmezo.config import Config, load_config
+from fedmezo.data.encode import EncodedDataset
+from fedmezo.data.partition import Partition
+from fedmezo.errors import ConfigError
+from fedmezo.models.causal_lm import CausalLM
+from fedmezo.records import Batch, Segment
+from fedmezo.results.plots import png
+from fedmezo.results.plots_theory import draw_calibration
+from fedmezo.runs import assemble
+from fedmezo.runs.assemble import Holdings, TunedModel
+from fedmezo.studies.calibrate import (
     FORWARD_PASSES,
     Bench,
     Calibration,
@@ -32,14 +40,6 @@ from fedmezo.calibrate import (
     show,
     step_in_words,
 )
-from fedmezo.config import Config, load_config
-from fedmezo.data.encode import EncodedDataset
-from fedmezo.data.partition import Partition
-from fedmezo.errors import ConfigError
-from fedmezo.models.causal_lm import CausalLM
-from fedmezo.plots import png
-from fedmezo.plots_theory import draw_calibration
-from fedmezo.records import Batch, Segment
 from fedmezo.zo.calibration import Burst, GradientError, StepMoments, largest_rate
 
 SIZE = 60

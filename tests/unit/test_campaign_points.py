@@ -10,8 +10,8 @@ import pytest
 from fedmezo.campaign.pictures import draw_points
 from fedmezo.campaign.points import Point
 from fedmezo.campaign.tables import Table, cell, point_table
-from fedmezo.metrics import Metric, measured
-from fedmezo.plots import png
+from fedmezo.results.metrics import Metric, measured
+from fedmezo.results.plots import png
 
 
 def run(losses: dict[int, float], seconds: float = 1.0) -> tuple[Metric, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedmezo.console import (
+from fedmezo.results.console import (
     RoundProgress,
     RoundStatus,
     RunLog,
@@ -20,7 +20,7 @@ from fedmezo.console import (
     show_summary,
     work_progress,
 )
-from fedmezo.summary import Comparison, Evaluations, Summary
+from fedmezo.results.summary import Comparison, Evaluations, Summary
 
 ESCAPE = "\x1b"
 

@@ -12,13 +12,22 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fedmezo.diagnose import BATCHES_PER_CLIENT, Bench, Diagnosis, diagnose, gradient_of, measure, rate_in_words, show
 from fedmezo.errors import RunError
 from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.loading import load_base
-from fedmezo.plots import png
-from fedmezo.plots_theory import draw_diagnosis
 from fedmezo.records import Batch
+from fedmezo.results.plots import png
+from fedmezo.results.plots_theory import draw_diagnosis
+from fedmezo.studies.diagnose import (
+    BATCHES_PER_CLIENT,
+    Bench,
+    Diagnosis,
+    diagnose,
+    gradient_of,
+    measure,
+    rate_in_words,
+    show,
+)
 from tests.runs import make_base
 from tests.toy import toy_batch
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedmezo import evaluate as module
-from fedmezo.evaluate import evaluate
 from fedmezo.records import Batch, Segment
+from fedmezo.runs import evaluate as module
+from fedmezo.runs.evaluate import evaluate
 from tests.unit.test_shard import LENGTHS, dataset
 
 

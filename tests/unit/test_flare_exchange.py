@@ -19,18 +19,18 @@ import pytest
 import torch
 
 from fedmezo.engines.distributed import Distributed
-from fedmezo.engines.flare.exchange import Mailbox
-from fedmezo.engines.flare.link import Link
-from fedmezo.engines.frames import connect, listen, receive_frame, send_frame
 from fedmezo.engines.simulation import Simulation
-from fedmezo.engines.site import Loaded, Site
-from fedmezo.engines.worker import serve_one
 from fedmezo.federation.aggregate import ReportRules
 from fedmezo.federation.clients import ZerothOrderClients
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.joining import Setup
 from fedmezo.federation.rates import RateStrategy
 from fedmezo.federation.round import Federation, ServerState, close_round_, initial_state, plan_round
+from fedmezo.machines.flare.exchange import Mailbox
+from fedmezo.machines.flare.link import Link
+from fedmezo.machines.frames import connect, listen, receive_frame, send_frame
+from fedmezo.machines.site import Loaded, Site
+from fedmezo.machines.worker import serve_one
 from fedmezo.records import RoundRecord
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimate import Estimator
@@ -38,7 +38,7 @@ from tests.toy import SIZE, Quadratic, ToyData, toy_segments
 
 pytest.importorskip("nvflare")
 
-from fedmezo.engines.flare.server_relay import Line
+from fedmezo.machines.flare.server_relay import Line
 
 CLIENTS = 3
 SEED = 11

@@ -9,10 +9,10 @@ import pytest
 
 from fedmezo.cli import main
 from fedmezo.config import load_config
-from fedmezo.engines.flare.project import KIT_FILE, Kit, read_kit, read_project
-from fedmezo.engines.settings import shared_settings, site_config
-from fedmezo.engines.worker import WorkerOptions
 from fedmezo.errors import ConfigError
+from fedmezo.machines.flare.project import KIT_FILE, Kit, read_kit, read_project
+from fedmezo.machines.settings import shared_settings, site_config
+from fedmezo.machines.worker import WorkerOptions
 
 PROJECT = "server: fl.example.org\nport: 8443\nsites: [north, south]\n"
 

@@ -9,15 +9,14 @@ PACKAGE = Path(__file__).parents[2] / "src" / "fedmezo"
 
 LAYERS = (
     {"errors", "records"},
-    {"atomic", "config", "intervals"},
+    {"atomic", "config"},
     {"zo"},
     {"data", "models"},
     {"federation"},
-    {"stopping", "metrics", "journal", "snapshots", "evaluate", "run_directory"},
-    {"engines", "summary"},
-    {"plots", "plots_theory", "console"},
-    {"report", "training", "assemble"},
-    {"experiment", "calibrate", "diagnose", "resume", "replay", "publish", "tasks"},
+    {"engines", "results"},
+    {"runs"},
+    {"studies"},
+    {"tasks", "machines"},
     {"campaign"},
     {"cli", "__main__"},
 )

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from fedmezo.intervals import mean_interval, share_interval
+from fedmezo.studies.intervals import mean_interval, share_interval
 
 
 def test_mean_of_three_by_hand() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fedmezo.errors import RunError
-from fedmezo.journal import Header, Journal, JournalWriter, read_journal
 from fedmezo.records import Contribution, Refusal, RoundRecord, Segment
+from fedmezo.runs.journal import Header, Journal, JournalWriter, read_journal
 from fedmezo.zo.arithmetic import round_coefficient, round_scalar
 
 HEADER = Header(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedmezo.errors import ConfigError, RunError
-from fedmezo.metrics import (
+from fedmezo.results.metrics import (
     EVENT_AND_UNIT,
     METRICS_FILE,
     Metric,
@@ -84,9 +84,9 @@ def test_a_value_that_is_not_finite_is_null_and_reads_back_as_nan(tmp_path: Path
 
 
 def test_the_module_docstring_lists_every_name_with_its_event_and_unit() -> None:
-    import fedmezo.metrics
+    import fedmezo.results.metrics
 
-    rows = [[cell.strip() for cell in line.split("|")] for line in (fedmezo.metrics.__doc__ or "").splitlines()]
+    rows = [[cell.strip() for cell in line.split("|")] for line in (fedmezo.results.metrics.__doc__ or "").splitlines()]
     listed = {
         name: (row[1], row[3]) for row in rows if len(row) > 4 for name in row[2].split(", ") if name in EVENT_AND_UNIT
     }

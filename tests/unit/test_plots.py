@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from fedmezo.metrics import Metric, measured
-from fedmezo.plots import draw_run, draw_runs, png
-from fedmezo.summary import summarise
+from fedmezo.results.metrics import Metric, measured
+from fedmezo.results.plots import draw_run, draw_runs, png
+from fedmezo.results.summary import summarise
 
 ROUNDS = range(1, 5)
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from fedmezo.errors import RunError
-from fedmezo.metrics import MetricsFile, measured
-from fedmezo.report import Run, compare, flatten, labels_of, read_run, write_report
+from fedmezo.results.metrics import MetricsFile, measured
+from fedmezo.results.report import Run, compare, flatten, labels_of, read_run, write_report
 
 CONFIG: dict[str, Any] = {
     "outdir": "runs",

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedmezo.errors import RunError
-from fedmezo.run_directory import (
+from fedmezo.runs.directory import (
     differences,
     environment,
     locked,
@@ -33,7 +33,7 @@ def test_an_outdir_that_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
-    hold = f"from pathlib import Path\nfrom fedmezo.run_directory import locked\nwith locked(Path({str(tmp_path)!r})):"
+    hold = f"from pathlib import Path\nfrom fedmezo.runs.directory import locked\nwith locked(Path({str(tmp_path)!r})):"
     with subprocess.Popen(
         [sys.executable, "-c", f"{hold} print('held', flush=True); input()"],
         stdin=subprocess.PIPE,

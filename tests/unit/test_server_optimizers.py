@@ -18,7 +18,7 @@ from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.rates import RateStrategy
 from fedmezo.federation.round import Federation, ServerState, close_round_, initial_state, plan_round
 from fedmezo.federation.server_optimizers import Moments, ServerOptimizer, server_step_
-from fedmezo.snapshots import load_moments, load_snapshot, save_snapshot
+from fedmezo.runs.snapshots import load_moments, load_snapshot, save_snapshot
 from fedmezo.zo.estimate import Estimator
 from tests.toy import SIZE, Quadratic, ToyData, toy_segments
 

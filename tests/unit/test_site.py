@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedmezo.engines.site import Loaded, Site
 from fedmezo.errors import ConfigError, DataError, FedMeZOError, ModelError
 from fedmezo.federation.clients import ZerothOrderClients
 from fedmezo.federation.joining import (
@@ -20,6 +19,7 @@ from fedmezo.federation.joining import (
     encode_setup,
 )
 from fedmezo.federation.messages import CatchUp, decode_report, encode_task
+from fedmezo.machines.site import Loaded, Site
 from fedmezo.records import ClientTask, Contribution, RoundRecord
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimate import Estimator

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from fedmezo.errors import RunError
-from fedmezo.snapshots import delete_snapshots, load_snapshot, save_snapshot, snapshot_path, snapshot_rounds
+from fedmezo.runs.snapshots import delete_snapshots, load_snapshot, save_snapshot, snapshot_path, snapshot_rounds
 from fedmezo.zo.arithmetic import state_hash
 
 THETA = torch.linspace(-1, 1, 11)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedmezo.stopping import EarlyStopping
+from fedmezo.runs.stopping import EarlyStopping
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from fedmezo.metrics import Metric, measured
-from fedmezo.summary import Row, Summary, human_bytes, human_seconds, series, summarise, summary_rows
+from fedmezo.results.metrics import Metric, measured
+from fedmezo.results.summary import Row, Summary, human_bytes, human_seconds, series, summarise, summary_rows
 
 
 def run_metrics() -> list[Metric]:

@@ -6,8 +6,8 @@ import pytest
 
 from fedmezo.engines.rounds import RoundResult
 from fedmezo.records import Contribution, Refusal, RoundRecord
-from fedmezo.stopping import EarlyStopping
-from fedmezo.training import EvaluationPlan, round_metrics
+from fedmezo.runs.stopping import EarlyStopping
+from fedmezo.runs.training import EvaluationPlan, round_metrics
 
 
 def test_a_round_counts_what_it_refused() -> None:

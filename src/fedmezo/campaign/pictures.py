@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fedmezo.campaign.points import Point
-from fedmezo.plots import DIVERGED, INK, RUN_COLOURS, RUN_DASHES
-from fedmezo.summary import PART_OF_LOSS, human_bytes
+from fedmezo.results.plots import DIVERGED, INK, RUN_COLOURS, RUN_DASHES
+from fedmezo.results.summary import PART_OF_LOSS, human_bytes
 
 AXES = {
     "rounds": ((), "round"),

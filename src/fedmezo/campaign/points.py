@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from fedmezo.intervals import Interval, mean_interval
-from fedmezo.metrics import METRICS_FILE, Metric, read_metrics
-from fedmezo.summary import series
+from fedmezo.results.metrics import METRICS_FILE, Metric, read_metrics
+from fedmezo.results.summary import series
+from fedmezo.studies.intervals import Interval, mean_interval
 
 MIB = 1 << 20
 

@@ -18,10 +18,10 @@ from fedmezo.campaign.points import Point, read_point
 from fedmezo.campaign.runs import Failure, Job, complete, job_for
 from fedmezo.campaign.tables import Table, cell
 from fedmezo.config import Config, load_config
-from fedmezo.console import show_table
-from fedmezo.plots import png
-from fedmezo.run_directory import write_text
-from fedmezo.summary import series
+from fedmezo.results.console import show_table
+from fedmezo.results.plots import png
+from fedmezo.results.summary import series
+from fedmezo.runs.directory import write_text
 
 PAPER_ROUNDS = 500
 RESULTS_PAGE = "results.md"

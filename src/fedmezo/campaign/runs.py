@@ -22,16 +22,16 @@ from types import FrameType
 from rich.console import Console
 
 from fedmezo.config import Config
-from fedmezo.console import work_progress
 from fedmezo.errors import FedMeZOError, RunError
-from fedmezo.journal import JOURNAL_FILE, read_journal
-from fedmezo.run_directory import CONFIG_FILE, write_text
+from fedmezo.results.console import work_progress
+from fedmezo.runs.directory import CONFIG_FILE, write_text
+from fedmezo.runs.journal import JOURNAL_FILE, read_journal
 
 INTERRUPTED = 130
 UNTOLD_KEYS = frozenset({"outdir", "expname", "wandb"})
 """Keys and sections that do not say what a run computes."""
 _DIGEST_CHARACTERS = 10
-_PRELOADED = ["fedmezo.resume"]
+_PRELOADED = ["fedmezo.runs.resume"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ def _run(config: Config, folder: Path, threads: int) -> None:
     os.dup2(descriptor, 2)
     import torch
 
-    from fedmezo.resume import resume
+    from fedmezo.runs.resume import resume
 
     torch.set_num_threads(threads)
     if not (folder / CONFIG_FILE).exists():

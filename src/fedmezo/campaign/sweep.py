@@ -15,10 +15,10 @@ from fedmezo.campaign.points import Point, read_point
 from fedmezo.campaign.runs import Failure, Job, complete, job_for
 from fedmezo.campaign.tables import point_table
 from fedmezo.config import load_config
-from fedmezo.console import show_table
 from fedmezo.errors import ConfigError
-from fedmezo.plots import png
-from fedmezo.summary import PART_OF_LOSS
+from fedmezo.results.console import show_table
+from fedmezo.results.plots import png
+from fedmezo.results.summary import PART_OF_LOSS
 
 HEADINGS = ("last loss", "change", "best loss", "forward passes", "bytes", "time", "peak memory")
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmezo.campaign.points import MIB, Point
-from fedmezo.intervals import Interval
-from fedmezo.run_directory import write_text
-from fedmezo.summary import human_bytes, human_seconds
+from fedmezo.results.summary import human_bytes, human_seconds
+from fedmezo.runs.directory import write_text
+from fedmezo.studies.intervals import Interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -400,6 +400,8 @@ class Config(Section):
     """Compute on a GPU where there is one."""
     device: int = Field(-1, ge=-1)
     """Number of the GPU; -1 is the first."""
+    threads: int = Field(0, ge=0)
+    """Threads that a CPU computes with; 0 is as many as PyTorch takes by itself."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed of everything random in the run."""
     outdir: str = "runs"

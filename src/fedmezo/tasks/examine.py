@@ -10,13 +10,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedmezo import assemble
 from fedmezo.atomic import replacing
-from fedmezo.console import show_table, work_progress
 from fedmezo.data.sources import load_examples
 from fedmezo.errors import ConfigError
 from fedmezo.models.generate import TOKENS_PER_BATCH, Decoding, OnItems
 from fedmezo.records import Example
+from fedmezo.results.console import show_table, work_progress
+from fedmezo.runs import assemble
 from fedmezo.tasks import gsm8k, humaneval
 from fedmezo.tasks.answering import exact_match
 from fedmezo.tasks.harness import harness_outcomes

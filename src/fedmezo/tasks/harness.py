@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmezo.errors import ConfigError, DataError
-from fedmezo.intervals import Interval
+from fedmezo.studies.intervals import Interval
 from fedmezo.tasks.outcome import Outcome
 from fedmezo.tasks.subject import Subject
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from fedmezo.data.encode import EncodedDataset, encode_examples
-from fedmezo.evaluate import Indices, batches_by_length
 from fedmezo.models.generate import OnItems
 from fedmezo.models.label_loss import LossPath
 from fedmezo.records import Example
+from fedmezo.runs.evaluate import Indices, batches_by_length
 from fedmezo.tasks.outcome import Outcome, averaged
 from fedmezo.tasks.subject import Subject
 

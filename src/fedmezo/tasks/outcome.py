@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmezo.atomic import replacing
-from fedmezo.intervals import Interval, mean_interval, share_interval
+from fedmezo.studies.intervals import Interval, mean_interval, share_interval
 
 Item = Mapping[str, object]
 """One example as it is written to a line of JSON: what was asked, expected and answered, and how it was judged."""

@@ -15,18 +15,18 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fedmezo import assemble
 from fedmezo.config import Config, load_config
 from fedmezo.errors import ModelError, RunError
 from fedmezo.federation.aggregate import SCALARS
-from fedmezo.journal import JOURNAL_FILE, Journal, read_journal
 from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.hardware import choose_device, choose_dtype
 from fedmezo.models.label_loss import LossPath, choose_path
 from fedmezo.models.loading import load_base
-from fedmezo.replay import initial_theta, rebuild_
-from fedmezo.run_directory import ADAPTER_FOLDER, CONFIG_FILE
-from fedmezo.snapshots import SNAPSHOT_FOLDER, load_snapshot, snapshot_rounds
+from fedmezo.runs import assemble
+from fedmezo.runs.directory import ADAPTER_FOLDER, CONFIG_FILE
+from fedmezo.runs.journal import JOURNAL_FILE, Journal, read_journal
+from fedmezo.runs.replay import initial_theta, rebuild_
+from fedmezo.runs.snapshots import SNAPSHOT_FOLDER, load_snapshot, snapshot_rounds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

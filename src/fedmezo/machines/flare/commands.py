@@ -1,0 +1,130 @@
+"""The commands for several machines: provision, site, serve, partition. What is heavy is imported when it is needed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fedmezo.config import load_config
+from fedmezo.errors import ConfigError
+
+Commands = Any  # argparse keeps the type of its subparsers to itself
+
+SECONDS_TO_WAIT = 300.0
+
+
+def add_machines(commands: Commands) -> None:
+    """Add the commands."""
+    add = _adder(commands)
+    parser = add("provision", _provision, "make start-up kits for the server and the sites of a project")
+    parser.add_argument("project", type=Path, metavar="PROJECT.yml", help="server, port and sites")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder for the kits (default: the file's name)")
+    parser.add_argument("--plaintext", action="store_true", help="without encryption: only to look at the traffic")
+    parser = add("site", _site, "take part in runs as a site, with own data, until interrupted")
+    parser.add_argument("kit", type=Path, metavar="KIT", help="the site's start-up kit")
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="the site's examples (.json, .jsonl)")
+    parser.add_argument("--model", required=True, metavar="BASE", help="the base model: folder, hub name or `bundled`")
+    parser.add_argument("--gpu", action="store_true", help="compute on a GPU")
+    parser.add_argument("--device", type=int, default=-1, metavar="N", help="number of the GPU (default: the first)")
+    parser.add_argument("--with-parent", action="store_true", help="leave when the process that started this one ends")
+    parser = add("serve", _serve, "start a run on the sites, or go on with one")
+    parser.add_argument("kit", type=Path, metavar="KIT", help="the server's start-up kit")
+    parser.add_argument(
+        "words", nargs="+", metavar="CONFIG, key=value", help="a YAML file, keys to change; or a run's folder"
+    )
+    parser.add_argument("--held-out", type=Path, metavar="FILE", help="the server's own examples, to evaluate on")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=SECONDS_TO_WAIT,
+        metavar="SECONDS",
+        help=f"how long to wait at the start until all sites are there (default: {SECONDS_TO_WAIT:.0f})",
+    )
+    parser.add_argument("--force", action="store_true", help="go on with a run although something is not as it was")
+    parser = add("partition", _partition, "write each client's examples of a configuration to a file")
+    parser.add_argument("words", nargs="*", metavar="CONFIG, key=value", help="a YAML file and keys to change")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
+
+
+def _adder(commands: Commands) -> Callable[..., argparse.ArgumentParser]:
+    def add(name: str, command: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
+        parser.set_defaults(command=command)
+        return parser
+
+    return add
+
+
+def require_flare() -> None:
+    """See that the engine is installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if find_spec("nvflare") is None:
+        raise ConfigError("several machines need NVIDIA FLARE, which is not installed: pip install 'fedmezo[flare]'")
+
+
+def _provision(options: argparse.Namespace) -> int:
+    from fedmezo.machines.flare.project import read_project
+
+    project = read_project(options.project)
+    require_flare()
+    from fedmezo.machines.flare.kits import AUTHORITY, provision
+
+    folder: Path = options.out or options.project.with_suffix("")
+    for kit in provision(project, folder, plaintext=options.plaintext):
+        print(f"{kit.folder}  for {kit.party}" + ("" if kit.party == "server" else f", client {kit.client}"))
+    print(f"{folder / AUTHORITY}  signs kits: keep it offline, or delete it")
+    if options.plaintext:
+        print("notice: these kits speak in plain text, without encryption")
+    return 0
+
+
+def _site(options: argparse.Namespace) -> int:
+    from fedmezo.machines.flare.project import read_kit
+
+    kit = read_kit(options.kit, server=False)
+    require_flare()
+    from fedmezo.machines.flare.site import run_site
+    from fedmezo.machines.orphans import exit_with_parent
+    from fedmezo.machines.worker import WorkerOptions
+
+    if options.with_parent:
+        exit_with_parent()
+    own = WorkerOptions("", str(options.data.absolute()), options.model, use_gpu=options.gpu, device=options.device)
+    return run_site(kit, own)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from fedmezo.machines.flare.project import read_kit
+
+    kit = read_kit(options.kit, server=True)
+    require_flare()
+    if kit.plaintext:
+        print("notice: this kit speaks in plain text, without encryption")
+    folder, *words = options.words
+    if Path(folder).is_dir():
+        if words:
+            raise ConfigError(f"{folder} is a run, whose keys cannot be changed: {' '.join(words)}")
+        from fedmezo.machines.flare.serve import go_on
+
+        return go_on(kit, Path(folder), wait_seconds=options.wait, held_out=options.held_out, force=options.force)
+    config, notices = load_config(Path(folder), words)
+    from fedmezo.machines.flare.serve import serve
+
+    return serve(kit, config, notices, wait_seconds=options.wait, held_out=options.held_out)
+
+
+def _partition(options: argparse.Namespace) -> int:
+    words = list(options.words)
+    path = Path(words.pop(0)) if words and "=" not in words[0] else None
+    config, _ = load_config(path, words)
+    from fedmezo.machines.shards import write_shards
+
+    for file, count in write_shards(config, options.out).items():
+        print(f"{file}  {count:,} examples")
+    return 0

@@ -1,0 +1,158 @@
+"""The server of a run on several machines: the training loop of any run, with clients reached over FLARE."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from fedmezo.config import Config
+from fedmezo.data.encode import EncodedDataset, encode_examples
+from fedmezo.data.parse import Layout, read_examples
+from fedmezo.data.partition import Partition
+from fedmezo.engines.distributed import Distributed
+from fedmezo.engines.rounds import Engine
+from fedmezo.errors import ConfigError
+from fedmezo.federation.aggregate import WEIGHTS
+from fedmezo.federation.downlink import Downlink
+from fedmezo.federation.messages import BYTES_PER_PARAMETER
+from fedmezo.federation.round import Federation
+from fedmezo.machines.flare.link import Link
+from fedmezo.machines.flare.project import Kit
+from fedmezo.machines.flare.segments import Segments
+from fedmezo.machines.settings import shared_settings
+from fedmezo.records import Example
+from fedmezo.runs import assemble
+from fedmezo.runs.assemble import Holdings, TunedModel
+from fedmezo.runs.experiment import run
+from fedmezo.runs.journal import JOURNAL_FILE
+from fedmezo.runs.resume import resume
+from fedmezo.zo.arithmetic import state_hash
+
+LARGEST_SCALARS_REPORT = 1 << 20
+"""Bytes to allow time for; a report of scalars is far smaller."""
+
+
+@dataclass(eq=False)
+class Elsewhere:
+    """Clients on sites; implements `placement.Placement`.
+
+    Args:
+        kit: the server's.
+        stack: closes what the engine opens when the command ends.
+        wait_seconds: how long the first job waits for sites that are not there yet.
+        held_out: the server's own file of examples to evaluate on; None for no evaluation.
+        divided: how this process knows the sites' data, when it made them itself; None where it does not know them.
+    """
+
+    kit: Kit
+    stack: ExitStack
+    wait_seconds: float
+    held_out: Path | None = None
+    divided: Callable[[Config, TunedModel, Console], Holdings] | None = None
+    by_client: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.by_client = self.divided is not None
+
+    def holdings(self, config: Config, tuned: TunedModel, console: Console) -> Holdings:
+        """The server's own examples, all of them held out; the sites' are theirs."""
+        if self.divided is not None:
+            return self.divided(config, tuned, console)
+        if config.federate.client_num != len(self.kit.sites):
+            raise ConfigError(
+                f"federate.client_num is {config.federate.client_num}, but the kit {self.kit.folder} is of a project "
+                f"with {len(self.kit.sites)} sites: set it to {len(self.kit.sites)}"
+            )
+        examples = [] if self.held_out is None else read_examples(self.held_out, Layout())
+        dataset = (
+            encode_examples(examples, tuned.tokenizer, config.llm.tok_len, assemble.cache_folder())
+            if examples
+            else _no_examples()
+        )
+        return held_out_only([examples[i] for i in dataset.kept], dataset, config)
+
+    def engine(
+        self, config: Config, tuned: TunedModel, holdings: Holdings, federation: Federation, downlink: Downlink
+    ) -> Engine:
+        """Start FLARE's server and its jobs, and speak to the sites through them."""
+        folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmezo-")))
+        link = Link(folder / "link", self.kit.sites)
+        self.stack.callback(link.close)
+        self.stack.enter_context(Segments(self.kit, link, folder / "link", self.wait_seconds))
+        rules = federation.rules
+        as_weights = rules.protocol == WEIGHTS
+        return Distributed(
+            link,
+            downlink,
+            settings=shared_settings(config, str(tuned.dtype).removeprefix("torch.")),
+            base_hash=tuned.base_hash,
+            theta_hash=state_hash(tuned.theta),
+            num_clients=federation.num_clients,
+            min_clients=federation.min_clients,
+            report_size=BYTES_PER_PARAMETER * rules.num_parameters if as_weights else LARGEST_SCALARS_REPORT,
+        )
+
+    def resume_command(self, folder: Path) -> str:
+        """The server's command with the run's folder."""
+        return f"fedmezo serve {self.kit.folder} {folder}"
+
+
+def held_out_only(examples: list[Example], dataset: EncodedDataset, config: Config) -> Holdings:
+    """Examples of the server's own: all to evaluate on, as validation or test, none to train on."""
+    nothing = np.zeros(0, dtype=np.int64)
+    everything = np.arange(len(dataset))
+    as_val = config.eval.best_res_update_round_wise_key == "val_loss"
+    categories, category_of = np.unique(np.array([e.category for e in examples], dtype=object), return_inverse=True)
+    divided = Partition(
+        splitter="the server's own examples",
+        categories=tuple(categories.tolist()),
+        category_of=category_of.astype(np.int64),
+        train=(nothing,),
+        val=(everything if as_val else nothing,),
+        test=(nothing if as_val else everything,),
+    )
+    return Holdings(tuple(examples), dataset, divided)
+
+
+def _no_examples() -> EncodedDataset:
+    none = np.zeros(0, dtype=np.int64)
+    short = none.astype(np.int32)
+    return EncodedDataset(short, np.zeros(1, dtype=np.int64), short, none, dropped=0, pad_id=0)
+
+
+def serve(
+    kit: Kit,
+    config: Config,
+    notices: tuple[str, ...],
+    *,
+    wait_seconds: float,
+    held_out: Path | None,
+) -> int:
+    """Start a run on the sites and bring it to its end; returns the exit code.
+
+    Raises:
+        FedMeZOError: whatever a user can act on.
+    """
+    with ExitStack() as stack:
+        return run(config, notices, Elsewhere(kit, stack, wait_seconds, held_out))
+
+
+def go_on(kit: Kit, folder: Path, *, wait_seconds: float, held_out: Path | None, force: bool = False) -> int:
+    """Go on with a run on the sites; returns the exit code.
+
+    Raises:
+        FedMeZOError: whatever a user can act on.
+    """
+    with ExitStack() as stack:
+        return resume(folder, force=force, place=Elsewhere(kit, stack, wait_seconds, held_out))
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is the folder of a run, rather than a configuration."""
+    return (path / JOURNAL_FILE).exists()

@@ -1,0 +1,63 @@
+"""The part of a configuration that client work depends on: what a server tells the sites, and what they make of it.
+
+Nothing else leaves the server: no paths, no names, no accounts. A site puts its own model, data and device in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from fedmezo.config.checks import conflicts
+from fedmezo.config.schema import Config
+from fedmezo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fedmezo.machines.worker import WorkerOptions
+
+SHARED: dict[str, Any] = {
+    "seed": True,
+    "federate": {"protocol": True},
+    "fedprox": True,
+    "llm": {"tok_len": True, "adapter": True},
+    "dataloader": True,
+    "train": True,
+    "grad": True,
+    "trainer": True,
+}
+"""The keys that are sent; `model.dtype` goes with them, as the server resolved it."""
+
+
+def shared_settings(config: Config, dtype: str) -> dict[str, Any]:
+    """What the sites are told; `dtype` is that of the server's base weights."""
+    settings = config.model_dump(mode="json", include=SHARED)
+    return {**settings, "model": {"dtype": dtype}}
+
+
+def site_config(settings: Mapping[str, Any], options: WorkerOptions) -> Config:
+    """A site's configuration: the server's settings, and its own model, data and device.
+
+    Raises:
+        ConfigError: the server sent what it should not, or what does not fit together.
+    """
+    allowed = {*SHARED, "model"}
+    if extra := sorted(set(settings) - allowed):
+        raise ConfigError(f"the server sent settings that are none of its business: {', '.join(extra)}")
+    own: dict[str, Any] = {
+        **settings,
+        "use_gpu": options.use_gpu,
+        "device": options.device,
+        "data": {"type": "own.jsonl"},
+        "model": {"type": options.model, "dtype": settings.get("model", {}).get("dtype")},
+    }
+    own["federate"] = {**own.get("federate", {}), "client_num": 1}  # it computes for itself alone
+    own["llm"] = {**own.get("llm", {}), "cache": {"model": options.cache}}
+    try:
+        config = Config.model_validate(own)
+    except (ValidationError, TypeError, AttributeError) as error:
+        raise ConfigError(f"the server's settings are not sound: {error}") from error
+    if found := [conflict.text for conflict in conflicts(config)]:
+        raise ConfigError(f"the server's settings do not fit together: {'; '.join(found)}")
+    return config

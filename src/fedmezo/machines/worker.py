@@ -1,0 +1,137 @@
+"""The model worker: the process on a site that holds the model and the data, and answers over a local socket.
+
+It lives as long as the site takes part, through all rounds and through every restart of the network engine, so that
+the model is loaded once. It is started with its settings as one JSON argument; see `WorkerOptions`.
+
+For each connection there is one message and one answer; an empty one is a greeting. While it works it says so twice a
+second: whoever asked can tell a long round from a process that hangs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedmezo.errors import FedMeZOError
+from fedmezo.machines.frames import listen, receive_frame, send_frame
+from fedmezo.machines.orphans import exit_with_parent
+
+if TYPE_CHECKING:
+    from fedmezo.federation.joining import Setup
+    from fedmezo.machines.site import Loaded, Site
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_SIGNS = 0.5
+_SECONDS_TO_RECEIVE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What the site's owner decides; nothing of it comes from the server."""
+
+    socket: str  # where to listen
+    data: str  # file of examples
+    model: str  # base model: a folder, a hub name or `bundled`
+    use_gpu: bool = False
+    device: int = -1
+    cache: str = ""  # where models from the hub are kept
+
+    def command(self) -> list[str]:
+        """The words that start such a worker."""
+        return [sys.executable, "-m", "fedmezo.machines.worker", json.dumps(asdict(self))]
+
+
+def main() -> None:
+    """Serve until the parent ends."""
+    exit_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    options = WorkerOptions(**json.loads(sys.argv[1]))
+    from fedmezo.machines.site import Site  # imports torch
+
+    site = Site(partial(load, options))
+    with listen(Path(options.socket)) as listener:
+        logger.info("the model worker is ready")
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(_SECONDS_TO_RECEIVE)
+                serve_one(site, connection)
+
+
+def serve_one(site: Site, connection: socket.socket) -> None:
+    """Answer one message."""
+    try:
+        _, message = receive_frame(connection)
+        with _signs_of_life(connection):
+            answer = site.answer(message) if message else b""
+        send_frame(connection, {"state": "answer"}, answer)
+    except (OSError, FedMeZOError) as error:
+        logger.warning("a message was not answered: %s", error)
+
+
+@contextmanager
+def _signs_of_life(connection: socket.socket) -> Iterator[None]:
+    done = threading.Event()
+
+    def send() -> None:
+        while not done.wait(_SECONDS_BETWEEN_SIGNS):
+            try:
+                send_frame(connection, {"state": "working"})
+            except OSError:
+                return  # nobody waits any more; the answer will find that out too
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    try:
+        yield
+    finally:
+        done.set()
+        sender.join()
+
+
+def load(options: WorkerOptions, setup: Setup) -> Loaded:
+    """Load the site's model and data as the server's settings say.
+
+    Raises:
+        FedMeZOError: the settings are not sound, or the model or the data cannot be used.
+    """
+    import numpy as np
+
+    from fedmezo.data.encode import encode_examples
+    from fedmezo.data.parse import Layout, read_examples
+    from fedmezo.data.shard import Shard
+    from fedmezo.machines.settings import site_config
+    from fedmezo.machines.site import Loaded
+    from fedmezo.runs import assemble
+
+    config = site_config(setup.settings, options)
+    tuned = assemble.load_model(config)
+    examples = read_examples(Path(options.data), Layout())
+    dataset = encode_examples(examples, tuned.tokenizer, config.llm.tok_len, assemble.cache_folder())
+    for notice in assemble.use_lanes(config, tuned, dataset):
+        logger.warning(notice)
+    schedule = assemble.make_schedule(config)
+    shard = Shard(dataset, np.arange(len(dataset)), config.seed, setup.client, schedule, tuned.model.device)
+    logger.info("joined as client %d with %d examples, %s", setup.client, len(dataset), tuned.model.device)
+    return Loaded(
+        work=assemble.make_work(config, tuned),
+        data=shard,
+        base_hash=tuned.base_hash,
+        theta=tuned.theta,
+        seed=config.seed,
+        estimator=assemble.make_estimator(config),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""From a configuration to the parts of a run: model, data, clients and server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from fedmezo.config import Config
+from fedmezo.data.encode import EncodedDataset, encode_examples
+from fedmezo.data.fingerprint import dataset_hash, partition_hash
+from fedmezo.data.partition import Partition, partition, subsample
+from fedmezo.data.shard import Schedule, Shard
+from fedmezo.data.sources import load_examples, without_rare_categories
+from fedmezo.data.splitters import make_splitter
+from fedmezo.federation.aggregate import ReportRules
+from fedmezo.federation.clients import ClientWork, FirstOrderClients, ZerothOrderClients
+from fedmezo.federation.optimizers import OptimizerFactory
+from fedmezo.federation.rates import RateStrategy
+from fedmezo.federation.round import Federation
+from fedmezo.federation.server_optimizers import ServerOptimizer
+from fedmezo.models.causal_lm import CausalLM
+from fedmezo.models.fingerprint import base_hash
+from fedmezo.models.hardware import choose_device, choose_dtype
+from fedmezo.models.lane_budget import bytes_per_lane, fitting_lanes, longest_batch
+from fedmezo.models.loading import load_base
+from fedmezo.records import Example
+from fedmezo.results.console import work_progress
+from fedmezo.runs.journal import Header
+from fedmezo.zo.arithmetic import state_hash
+from fedmezo.zo.estimate import Estimator
+from fedmezo.zo.noise import Purpose, Stream, words
+from fedmezo.zo.signal import Signal, find_sound_eps
+
+MEZO = "mezotrainer"
+BATCHES_FOR_NOISE = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TunedModel:
+    """A base model with its adapter, as a run uses it."""
+
+    model: CausalLM
+    tokenizer: PreTrainedTokenizerFast
+    base_hash: str
+    dtype: torch.dtype
+    theta: Tensor  # (d,) initial
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Holdings:
+    """The encoded examples, and who holds which of them."""
+
+    examples: tuple[Example, ...]  # those that were kept, in the order of the data set
+    dataset: EncodedDataset
+    partition: Partition
+
+
+def load_model(config: Config) -> TunedModel:
+    """The model that the configuration names, with a fresh adapter.
+
+    Raises:
+        ModelError: see `models.loading` and `models.adapters`.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device, device_notices = choose_device(config.use_gpu, config.device)
+    dtype, dtype_notices = choose_dtype(config.model.dtype, config.train.is_enable_half, device)
+    base, tokenizer = load_base(config.model.type, config.llm.cache.model, dtype, device)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast), "load_base asks for a fast tokenizer"
+    fingerprint = base_hash(base)
+    model = CausalLM(base, config.llm.adapter.args[0].model_dump(), config.seed)
+    notices = (*device_notices, *dtype_notices, *model.notices)
+    return TunedModel(model, tokenizer, fingerprint, dtype, model.flat(), notices)
+
+
+def load_holdings(config: Config, tokenizer: PreTrainedTokenizerFast, console: Console) -> Holdings:
+    """Read, encode and divide the data set.
+
+    Raises:
+        DataError: the data cannot be had, is damaged, or cannot be divided as asked.
+    """
+    with work_progress(console, f"reading {config.data.name}", is_bytes=True) as show:
+        examples = load_examples(config.data.type, Path(config.data.root), show)
+    if config.data.splitter == "meta":
+        examples = without_rare_categories(config.data.type, examples)
+    rng = np.random.default_rng(words(Stream(config.seed, Purpose.PARTITION), 0, 8).tolist())
+    if config.data.subsample < 1:
+        categories = [example.category for example in examples]
+        examples = [examples[i] for i in subsample(categories, config.data.subsample, rng)]
+    dataset = encode_examples(examples, tokenizer, config.llm.tok_len, cache_folder())
+    kept = tuple(examples[i] for i in dataset.kept)
+    splitter = make_splitter(config.data.splitter, config.data.alpha)
+    categories = [example.category for example in kept]
+    return Holdings(kept, dataset, partition(categories, config.data.splits, config.federate.client_num, splitter, rng))
+
+
+def cache_folder() -> Path:
+    """Where tokenised data sets are kept: under `$XDG_CACHE_HOME`, by default ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedmezo"
+
+
+def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset) -> list[str]:
+    """Give the model the lanes that the configuration asks for; returns what the user should be told.
+
+    With `auto`, as many as a round's clients can fill and memory has room for, by a measurement of two lanes on the
+    longest batch of the data set.
+    """
+    wanted, model = config.train.lanes, tuned.model
+    if config.trainer.type != MEZO or wanted == 1:
+        return []
+    queries = config.train.zo.queries
+    useful = 2 * queries * config.federate.cohort_size
+    notices = model.use_lanes(2)
+    if model.lanes > 1:
+        if wanted == "auto":
+            longest = longest_batch(config.dataloader.batch_size, int(dataset.lengths.max()), model.device)
+            wanted = fitting_lanes(bytes_per_lane(model, longest, tuned.theta, queries), useful, model.device)
+        model.use_lanes(min(wanted, useful))
+    return notices
+
+
+def noise_of_g(config: Config, tuned: TunedModel, holdings: Holdings, theta: Tensor) -> list[Signal]:
+    """Measure how much of g is rounding, at the configuration's eps and, where that is too much, at larger ones.
+
+    Nothing is measured in float32, whose rounding is small at any useful eps, nor without training examples here.
+
+    Raises:
+        TrainingError: a loss is not finite.
+    """
+    shards = [shard for shard in holdings.partition.train if len(shard)]
+    if config.trainer.type != MEZO or tuned.dtype == torch.float32 or not shards:
+        return []
+    rows, zo = config.dataloader.batch_size, config.train.zo
+    batches = [holdings.dataset.batch(shard[:rows], tuned.model.device) for shard in shards[:BATCHES_FOR_NOISE]]
+    return find_sound_eps(tuned.model, theta, batches, seed=config.seed, noise=zo.noise, eps=zo.eps)
+
+
+def clients_at_once(config: Config, model: CausalLM) -> int:
+    """How many clients fill the model's lanes."""
+    return max(1, model.lanes // (2 * config.train.zo.queries))
+
+
+def make_estimator(config: Config) -> Estimator:
+    """The zeroth-order clients' estimator."""
+    return Estimator(**config.train.zo.model_dump())
+
+
+def make_federation(config: Config, model: CausalLM) -> Federation:
+    """What the server needs in each round."""
+    train, federate = config.train, config.federate
+    rules = ReportRules(
+        protocol=federate.protocol,
+        estimator=make_estimator(config) if config.trainer.type == MEZO else None,
+        steps=train.local_update_steps if train.batch_or_epoch == "batch" else None,
+        num_parameters=model.segments[-1].stop,
+    )
+    return Federation(
+        seed=config.seed,
+        num_clients=federate.client_num,
+        cohort_size=federate.cohort_size,
+        min_clients=federate.min_clients,
+        equal_weights=federate.ignore_weight,
+        strategy=RateStrategy(train.train_strategy, train.optimizer.lr, train.lr_width),
+        rules=rules,
+        segments=model.segments,
+        server=ServerOptimizer(
+            federate.method,
+            1.0 if config.fedopt.lr_server is None else config.fedopt.lr_server,
+            config.fedopt.momentum,
+            config.fedopt.beta2,
+            config.fedopt.tau,
+        ),
+    )
+
+
+def make_optimizer(config: Config) -> OptimizerFactory:
+    """The first-order clients' optimiser.
+
+    Raises:
+        ConfigError: it does not take its keys.
+    """
+    optimizer, scheduler = config.train.optimizer, config.train.scheduler
+    return OptimizerFactory(
+        name=optimizer.type,
+        options={"weight_decay": optimizer.weight_decay, **optimizer.options},
+        scheduler=scheduler.type,
+        scheduler_options=scheduler.options,
+        warmup_steps=scheduler.warmup_steps,
+        warmup_ratio=scheduler.warmup_ratio,
+    )
+
+
+def check_optimizer(config: Config) -> None:
+    """Make the optimiser once for nothing, before anything is loaded.
+
+    Raises:
+        ConfigError: the optimiser or scheduler does not take its keys or their values.
+    """
+    if config.trainer.type != MEZO:
+        make_optimizer(config).build([torch.zeros(1, 1, requires_grad=True)], config.train.optimizer.lr, num_steps=1)
+
+
+def make_work(config: Config, tuned: TunedModel) -> ClientWork:
+    """The clients' local steps.
+
+    Raises:
+        ConfigError: the optimiser or scheduler does not take its keys.
+    """
+    train = config.train
+    proximal = config.fedprox.mu if config.fedprox.use else 0.0
+    if config.trainer.type == MEZO:
+        return ZerothOrderClients(
+            model=tuned.model,
+            estimator=make_estimator(config),
+            seed=config.seed,
+            protocol=config.federate.protocol,
+            lanes=tuned.model.lanes,
+            weight_decay=train.optimizer.weight_decay,
+            proximal=proximal,
+        )
+    if train.gradient_checkpointing:
+        tuned.model.checkpoint_gradients()
+    return FirstOrderClients(
+        model=tuned.model,
+        optimizer=make_optimizer(config),
+        seed=config.seed,
+        grad_clip=config.grad.grad_clip,
+        grad_accum_count=config.grad.grad_accum_count,
+        loss_scaling=tuned.dtype == torch.float16,
+        proximal=proximal,
+    )
+
+
+def make_schedule(config: Config) -> Schedule:
+    """How much a client does in a round."""
+    steps = config.train.local_update_steps
+    accumulated = config.grad.grad_accum_count if config.trainer.type != MEZO else 1
+    return (
+        Schedule(config.dataloader.batch_size, batches=steps * accumulated)
+        if config.train.batch_or_epoch == "batch"
+        else Schedule(config.dataloader.batch_size, passes=steps)
+    )
+
+
+def make_shards(config: Config, holdings: Holdings, device: torch.device) -> dict[int, Shard]:
+    """Every client's training examples and its order through them."""
+    schedule = make_schedule(config)
+    return {
+        client: Shard(holdings.dataset, indices, config.seed, client, schedule, device)
+        for client, indices in enumerate(holdings.partition.train)
+    }
+
+
+def make_header(config: Config, tuned: TunedModel, holdings: Holdings, theta: Tensor) -> Header:
+    """The journal's first line, for a run that starts from theta (d,)."""
+    return Header(
+        seed=config.seed,
+        rounds=config.federate.total_round_num,
+        protocol=config.federate.protocol,
+        noise=config.train.zo.noise,
+        eps=config.train.zo.eps,
+        queries=config.train.zo.queries,
+        base=config.model.name,
+        base_hash=tuned.base_hash,
+        dtype=str(tuned.dtype).removeprefix("torch."),
+        adapter=config.llm.adapter.args[0].model_dump(),
+        theta_hash=state_hash(theta),
+        restored=bool(config.federate.restore_from),
+        data_hash=dataset_hash(holdings.dataset),
+        partition_hash=partition_hash(holdings.partition),
+        segments=tuned.model.segments,
+    )
+
+
+def category_counts(divided: Partition) -> dict[str, list[dict[str, int]]]:
+    """For train, val and test, each client's number of examples by category."""
+    counts: dict[str, list[dict[str, int]]] = {part: [{} for _ in range(divided.num_clients)] for part in divided.parts}
+    for row in divided.rows():
+        counts[row.part][row.client][row.category] = row.num_examples
+    return counts
+
+
+def held_out(divided: Partition, parts: Sequence[str]) -> dict[str, tuple[np.ndarray, ...]]:
+    """The parts to evaluate that have any examples, by the name of their loss: `val_loss`, `test_loss`."""
+    return {f"{part}_loss": divided.parts[part] for part in parts if sum(divided.sizes(part))}

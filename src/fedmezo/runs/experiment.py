@@ -1,0 +1,327 @@
+"""A run from its configuration to its results: start it, go on with it, finish it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from torch import Tensor
+
+from fedmezo.config import Config
+from fedmezo.errors import ConfigError, DataError, ModelError, RunError, StorageError
+from fedmezo.federation.downlink import Downlink
+from fedmezo.federation.round import ServerState, initial_state
+from fedmezo.models.generate import answers
+from fedmezo.records import RoundRecord
+from fedmezo.results.console import RoundProgress, RunLog, Sample, show_partition, show_samples, show_summary
+from fedmezo.results.metrics import METRICS_FILE, Metric, MetricsFile, Sink, TensorBoard, WeightsAndBiases, read_metrics
+from fedmezo.results.summary import summarise
+from fedmezo.runs import assemble
+from fedmezo.runs.assemble import Holdings, TunedModel
+from fedmezo.runs.directory import (
+    ADAPTER_FOLDER,
+    BEST_ADAPTER_FOLDER,
+    CONFIG_FILE,
+    PARTITION_FILE,
+    environment,
+    locked,
+    new_run_directory,
+    write_environment,
+    write_text,
+)
+from fedmezo.runs.journal import JOURNAL_FILE, JournalWriter, read_journal
+from fedmezo.runs.placement import HERE, Placement
+from fedmezo.runs.snapshots import load_snapshot
+from fedmezo.runs.stopping import EarlyStopping
+from fedmezo.runs.training import EvaluationPlan, Training, snapshots_of
+from fedmezo.zo.arithmetic import state_hash
+from fedmezo.zo.signal import describe
+
+logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """A run whose parts are loaded and whose folder is locked."""
+
+    config: Config
+    folder: Path
+    log: RunLog
+    tuned: TunedModel
+    holdings: Holdings
+    theta: Tensor  # (d,) initial
+    place: Placement
+
+
+def run(config: Config, notices: Sequence[str] = (), place: Placement = HERE) -> int:
+    """Start a run in a new folder and bring it to its end; returns the exit code.
+
+    Raises:
+        FedMeZOError: whatever a user can act on.
+    """
+    assemble.check_optimizer(config)
+    console = Console()
+    folder = new_run_directory(Path(config.outdir), config.expname or _default_name(config))
+    try:
+        with at_work(console, folder, place) as log:
+            write_text(folder / CONFIG_FILE, config.to_yaml())  # first: all that a resume needs
+            log.line(f"run {folder}")
+            for notice in notices:
+                logger.warning(notice)
+            return start(config, folder, log, place)
+    except (ConfigError, DataError, ModelError):
+        if not (folder / JOURNAL_FILE).exists():  # what was asked for cannot be: there is nothing to go on with
+            shutil.rmtree(folder)
+        raise
+
+
+@contextmanager
+def at_work(console: Console, folder: Path, place: Placement = HERE) -> Iterator[RunLog]:
+    """Hold a run's folder alone, with its log open, and say how to go on where something from outside ends the work.
+
+    Raises:
+        StorageError: a file could not be read or written.
+        KeyboardInterrupt: as it came, with that message.
+    """
+    with locked(folder):
+        try:
+            with RunLog(console, folder) as log:
+                yield log
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted; {_what_is_safe(folder, place)}") from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise StorageError(f"{where}{error.strerror or error}; {_what_is_safe(folder, place)}") from error
+
+
+def _what_is_safe(folder: Path, place: Placement) -> str:
+    if not (folder / CONFIG_FILE).exists():
+        return f"nothing had begun. {folder} can be removed"
+    try:
+        rounds = read_journal(folder / JOURNAL_FILE).next_round
+    except RunError:
+        rounds = 0
+    kept = f"all up to round {rounds} is safe" if rounds else "no round was lost"
+    return f"{kept}. To go on: {place.resume_command(folder)}"
+
+
+def start(config: Config, folder: Path, log: RunLog, place: Placement = HERE) -> int:
+    """Begin a run whose folder holds its configuration, and bring it to its end; returns the exit code."""
+    this = load_parts(config, folder, log, place=place)
+    write_text(folder / PARTITION_FILE, this.holdings.partition.to_json() + "\n")
+    description = environment(this.tuned.model.device, this.tuned.model.lanes)
+    write_environment(folder, description, config.model_dump(mode="json"))
+    if signals := assemble.noise_of_g(config, this.tuned, this.holdings, this.theta):
+        (log.line if signals[0].is_sound else logger.warning)(describe(signals))
+    header = assemble.make_header(config, this.tuned, this.holdings, this.theta)
+    journal = JournalWriter.create(folder / JOURNAL_FILE, header)
+    return train(this, journal, initial_state(this.theta.clone()))
+
+
+def load_parts(
+    config: Config, folder: Path, log: RunLog, initial: Tensor | None = None, place: Placement = HERE
+) -> Run:
+    """Load the model and the data, and show how they are divided; `initial` is theta (d,) where it is known."""
+    tuned = assemble.load_model(config)
+    for notice in tuned.notices:
+        logger.warning(notice)
+    holdings = place.holdings(config, tuned, log.console)
+    if holdings.dataset.dropped:
+        logger.warning(
+            "%d of %d examples have no answer within llm.tok_len %d and were dropped",
+            holdings.dataset.dropped,
+            holdings.dataset.dropped + len(holdings.dataset),
+            config.llm.tok_len,
+        )
+    show_partition(log.console, assemble.category_counts(holdings.partition))
+    restored = config.federate.restore_from
+    if initial is not None:
+        theta = initial.to(tuned.model.device)
+    else:
+        theta = tuned.model.read_adapter(Path(restored)) if restored else tuned.theta
+    return Run(config, folder, log, tuned, holdings, theta, place)
+
+
+def train(
+    this: Run,
+    journal: JournalWriter,
+    state: ServerState,
+    records: Sequence[RoundRecord] = (),
+    metrics: Sequence[Metric] = (),
+) -> int:
+    """Run the rounds that are left and finish; returns the exit code.
+
+    Args:
+        this: the run.
+        journal: open for appending.
+        state: after the last closed round.
+        records: the closed rounds.
+        metrics: of the closed rounds.
+    """
+    config = this.config
+    with ExitStack() as stack:
+        sinks = _sinks(this, metrics)
+        for sink in sinks:
+            stack.callback(sink.close)
+        training = _training(this, journal, state, sinks, records)
+        training.evaluations += [
+            (m.round, m.value) for m in metrics if m.client is None and m.name == training.evaluation.key
+        ]
+        progress = stack.enter_context(RoundProgress(this.log, config.federate.total_round_num, state.round))
+        interrupted = stack.enter_context(_interruption())
+        training.run(progress, interrupted)
+    if not training.finished:
+        this.log.line(f"stopped after round {training.state.round}; to go on: {this.place.resume_command(this.folder)}")
+        return INTERRUPTED
+    finish(this, training)
+    journal.end(training.state.round)
+    return 0
+
+
+def finish(this: Run, training: Training) -> None:
+    """Write the adapters and the report, and show what came out."""
+    from fedmezo.results.report import (
+        write_report,  # matplotlib takes most of a second, which the first step need not wait for
+    )
+
+    config, model, console = this.config, this.tuned.model, this.log.console
+    state = training.state
+    if state.round < config.federate.total_round_num:
+        this.log.line(f"stopped early after round {state.round}: {training.evaluation.key} no longer improves")
+    model.save_adapter(state.theta, this.folder / ADAPTER_FOLDER)
+    if config.federate.save_to:
+        model.save_adapter(state.theta, Path(config.federate.save_to))
+    if training.evaluations:
+        model.save_adapter(_best_theta(this, training), this.folder / BEST_ADAPTER_FOLDER)
+    write_report(this.folder)
+    if config.eval.samples:
+        show_samples(console, _samples(this, state.theta))
+    summary = summarise(read_metrics(this.folder / METRICS_FILE), config.eval.best_res_update_round_wise_key)
+    show_summary(console, summary, this.folder)
+
+
+def _training(
+    this: Run, journal: JournalWriter, state: ServerState, sinks: Sequence[Sink], records: Sequence[RoundRecord]
+) -> Training:
+    config, tuned = this.config, this.tuned
+    federation = assemble.make_federation(config, tuned.model)
+    restored = bool(config.federate.restore_from)
+    downlink = Downlink(
+        federation.rules.protocol,
+        federation.rules.num_parameters,
+        derivable=not restored,
+        snapshots=config.federate.downlink == "snapshot",
+    )
+    for record in records:
+        downlink.close(record, record.cohort)
+    estimator = federation.rules.estimator
+    return Training(
+        run_dir=this.folder,
+        rounds=config.federate.total_round_num,
+        federation=federation,
+        engine=this.place.engine(config, tuned, this.holdings, federation, downlink),
+        model=tuned.model,
+        dataset=this.holdings.dataset,
+        evaluation=_evaluation_plan(this),
+        save_freq=config.federate.save_freq,
+        keep_initial=restored,
+        forward_passes_per_batch=2 * estimator.queries if estimator else 1,
+        journal=journal,
+        sinks=sinks,
+        state=state,
+        hashes=[state_hash(this.theta), *(record.state_hash for record in records)],
+    )
+
+
+def _evaluation_plan(this: Run) -> EvaluationPlan:
+    config = this.config
+    stop = config.early_stop
+    return EvaluationPlan(
+        freq=config.eval.freq,
+        parts=assemble.held_out(this.holdings.partition, config.eval.split),
+        key=config.eval.best_res_update_round_wise_key,
+        stopping=EarlyStopping(stop.patience, stop.delta, stop.improve_indicator_mode),
+        by_client=this.place.by_client,
+    )
+
+
+def _sinks(this: Run, metrics: Sequence[Metric]) -> list[Sink]:
+    """Where metrics go; `metrics` are those that earlier processes wrote and that still count."""
+    last = max((metric.round for metric in metrics), default=None)
+    sinks: list[Sink] = [MetricsFile(this.folder), TensorBoard(this.folder, hide_after=last)]
+    wandb = this.config.wandb
+    if wandb.use:
+        config = this.config.model_dump()
+        sinks.append(
+            WeightsAndBiases(
+                this.folder,
+                config,
+                name_user=wandb.name_user,
+                name_project=wandb.name_project,
+                online_track=wandb.online_track,
+                client_train_info=wandb.client_train_info,
+                earlier=metrics,
+            )
+        )
+    return sinks
+
+
+def _best_theta(this: Run, training: Training) -> Tensor:
+    """Theta of the best round: the present one, the initial one, or a snapshot that was kept."""
+    best = training.best_round
+    if best == training.state.round:
+        return training.state.theta
+    if best == 0:
+        return this.theta
+    return load_snapshot(snapshots_of(this.folder), best, training.hashes[best])
+
+
+def _samples(this: Run, theta: Tensor) -> list[Sample]:
+    """Answers before and after training to instructions held out from it, one of each category in turn."""
+    divided, examples = this.holdings.partition, this.holdings.examples
+    held_out = [index for part in ("test", "val") for shard in divided.parts[part] for index in shard.tolist()]
+    first_of = {examples[index].category: index for index in reversed(held_out)}
+    ordered = sorted(first_of.values()) + [index for index in held_out if index not in first_of.values()]
+    chosen = [examples[index] for index in ordered[: this.config.eval.samples]]
+    limit = this.config.llm.chat.max_len
+    before = answers(this.tuned.model, this.tuned.tokenizer, this.theta, chosen, limit)
+    after = answers(this.tuned.model, this.tuned.tokenizer, theta, chosen, limit)
+    return [
+        Sample(f"{example.instruction}\n{example.input}".strip(), example.output, old, new)
+        for example, old, new in zip(chosen, before, after, strict=True)
+    ]
+
+
+@contextmanager
+def _interruption() -> Iterator[Callable[[], bool]]:
+    """Tells whether Ctrl-C or SIGTERM asked to stop after the round in hand; a second one drops that round."""
+    asked = False
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        logger.warning("finishing the round in hand; once more (%s) to drop it", signal.Signals(number).name)
+
+    earlier = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _default_name(config: Config) -> str:
+    data = Path(config.data.name).stem
+    return f"{data}-{config.trainer.type}-{time.strftime('%Y%m%d-%H%M%S')}"

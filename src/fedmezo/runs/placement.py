@@ -1,0 +1,74 @@
+"""Where a run's clients and their data are: what a run on one machine and a run on several do differently."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+
+from fedmezo.config import Config
+from fedmezo.engines.rounds import Engine
+from fedmezo.engines.simulation import Simulation
+from fedmezo.federation.downlink import Downlink
+from fedmezo.federation.round import Federation
+from fedmezo.runs import assemble
+from fedmezo.runs.assemble import Holdings, TunedModel
+
+logger = logging.getLogger(__name__)
+
+
+class Placement(Protocol):
+    """Where the clients of a run are."""
+
+    @property
+    def by_client(self) -> bool:
+        """Whether the held-out examples belong to clients, so that their losses are told apart."""
+        ...
+
+    def holdings(self, config: Config, tuned: TunedModel, console: Console) -> Holdings:
+        """The examples that this process knows, and who holds them.
+
+        Raises:
+            DataError: they cannot be had, or cannot be divided as asked.
+        """
+        ...
+
+    def engine(
+        self, config: Config, tuned: TunedModel, holdings: Holdings, federation: Federation, downlink: Downlink
+    ) -> Engine:
+        """What runs the clients."""
+        ...
+
+    def resume_command(self, folder: Path) -> str:
+        """How to go on with the run in this folder."""
+        ...
+
+
+class Here:
+    """All clients are simulated in this process, and so are their data."""
+
+    by_client = True
+
+    def holdings(self, config: Config, tuned: TunedModel, console: Console) -> Holdings:
+        """Read, encode and divide the data set, and give the model as many lanes as its batches leave room for."""
+        holdings = assemble.load_holdings(config, tuned.tokenizer, console)
+        for notice in assemble.use_lanes(config, tuned, holdings.dataset):
+            logger.warning(notice)
+        return holdings
+
+    def engine(
+        self, config: Config, tuned: TunedModel, holdings: Holdings, federation: Federation, downlink: Downlink
+    ) -> Engine:
+        """The simulation."""
+        shards = assemble.make_shards(config, holdings, tuned.model.device)
+        group = assemble.clients_at_once(config, tuned.model)
+        return Simulation(assemble.make_work(config, tuned), shards, downlink, group)
+
+    def resume_command(self, folder: Path) -> str:
+        """The plain command."""
+        return f"fedmezo resume {folder}"
+
+
+HERE = Here()

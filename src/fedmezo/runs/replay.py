@@ -1,0 +1,169 @@
+"""Rebuilding a run's adapter from its base model and its journal alone, with every state checked on the way."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from fedmezo.config import load_config
+from fedmezo.errors import ConfigError, ModelError, RunError
+from fedmezo.federation.aggregate import SCALARS, apply_scalars_
+from fedmezo.models.causal_lm import CausalLM
+from fedmezo.models.fingerprint import base_hash
+from fedmezo.models.hardware import DTYPES
+from fedmezo.models.loading import load_base
+from fedmezo.records import RoundRecord
+from fedmezo.results.console import work_progress
+from fedmezo.runs.directory import CONFIG_FILE
+from fedmezo.runs.journal import JOURNAL_FILE, Header, Journal, read_journal
+from fedmezo.runs.snapshots import load_snapshot
+from fedmezo.runs.training import snapshots_of
+from fedmezo.zo.arithmetic import state_hash
+from fedmezo.zo.estimate import Estimator
+
+logger = logging.getLogger(__name__)
+
+
+def replay(folder: Path, *, to_round: int | None = None, out: Path | None = None, base: str | None = None) -> int:
+    """Replay a run and check each of its states; returns the exit code.
+
+    Args:
+        folder: the run's folder.
+        to_round: stop after so many rounds, whatever follows; None for all.
+        out: where to write the adapter; None for nowhere.
+        base: where the base model is, if not where the run had it.
+
+    Raises:
+        FedMeZOError: whatever a user can act on; RunError naming the first state that differs.
+    """
+    console = Console()
+    require_free(out)
+    journal = read_journal(folder / JOURNAL_FILE, to_round)
+    _check(journal, folder, to_round)
+    model = open_model(journal.header, base or journal.header.base, _cache(folder))
+    snapshots = snapshots_of(folder)
+    theta = initial_theta(model, journal.header, snapshots if journal.header.restored else None)
+    started = time.monotonic()
+    with work_progress(console, "replaying rounds") as show:
+        rebuild_(theta, journal.header, journal.records, lambda done: show(done, journal.next_round))
+    seconds = time.monotonic() - started
+    _tell(console, journal, to_round, seconds)
+    if out is not None:
+        model.save_adapter(theta, out)
+        console.print(f"adapter written to {out}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def rebuild_(
+    theta: Tensor, header: Header, records: Sequence[RoundRecord], on_round: Callable[[int], None] = lambda done: None
+) -> Tensor:
+    """Apply the recorded rounds to the initial theta (d,), in place, and check the state after each.
+
+    Raises:
+        RunError: the first state that differs from the recorded one.
+    """
+    estimator = Estimator(header.eps, header.queries, header.noise)
+    for record in records:
+        apply_scalars_(theta, record, header.seed, estimator)
+        found = state_hash(theta)
+        if found != record.state_hash:
+            raise RunError(
+                f"round {record.round} is the first that differs: its state is {found[:16]}, but "
+                f"{record.state_hash[:16]} was recorded; the {record.round} rounds before it agree"
+            )
+        on_round(record.round + 1)
+    return theta
+
+
+def open_model(header: Header, base: str, cache: str | None = None) -> CausalLM:
+    """The base model with a fresh adapter as the header describes it.
+
+    Args:
+        header: what the run was.
+        base: name or folder of the base model.
+        cache: where the hub's downloads are kept; None for its usual place.
+
+    Raises:
+        ModelError: it cannot be loaded, or is not the base model that the header names.
+    """
+    model, _ = load_base(base, cache, DTYPES[header.dtype], torch.device("cpu"))
+    found = base_hash(model)
+    if found != header.base_hash:
+        raise ModelError(
+            f"{base} is not the base model of this run: the hash of its weights in {header.dtype} is {found[:16]}, but "
+            f"{header.base_hash[:16]} is needed (the run called it {header.base})"
+        )
+    return CausalLM(model, header.adapter, header.seed)
+
+
+def require_scalars(header: Header, where: Path) -> None:
+    """RunError unless the run's journal holds what changed the weights."""
+    if header.protocol != SCALARS:
+        raise RunError(
+            f"{where}: a run of the {header.protocol} protocol cannot be replayed: its clients sent weights, of which "
+            "the journal holds the hashes only. Its adapter is in adapter/, its last state in snapshots/"
+        )
+
+
+def require_free(out: Path | None) -> None:
+    """RunError if a folder to be written is there already and not empty, or is no folder."""
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} is there already; nothing is overwritten: choose another --out")
+
+
+def _check(journal: Journal, folder: Path, to_round: int | None) -> None:
+    require_scalars(journal.header, folder)
+    if to_round is not None and not 0 <= to_round <= journal.next_round:
+        raise RunError(f"--to-round {to_round}: {folder / JOURNAL_FILE} has {journal.next_round} rounds")
+
+
+def initial_theta(model: CausalLM, header: Header, snapshots: Path | None = None) -> Tensor:
+    """Theta (d,) before round 0: the model's own, or that of a snapshot, which a run keeps that did not start from it.
+
+    Raises:
+        RunError: it is not the theta that the header names.
+    """
+    if snapshots is not None:
+        return load_snapshot(snapshots, 0, header.theta_hash)
+    theta = model.flat()
+    if state_hash(theta) != header.theta_hash:
+        raise RunError(
+            f"the initial adapter is {state_hash(theta)[:16]} here, but was {header.theta_hash[:16]} in the run: other "
+            "versions of torch and PEFT may draw other initial values, of LoRA only those that PEFT draws itself "
+            f"(adapter_method {header.adapter['adapter_method']})"
+        )
+    return theta
+
+
+def _cache(folder: Path) -> str | None:
+    """Where the run kept models from the hub, if its configuration is still there."""
+    try:
+        return load_config(folder / CONFIG_FILE).config.llm.cache.model or None
+    except ConfigError:
+        return None
+
+
+def _tell(console: Console, journal: Journal, to_round: int | None, seconds: float) -> None:
+    rounds = journal.next_round
+    lines = [f"replayed {rounds} of {journal.header.rounds} planned rounds: every state has the recorded hash"]
+    if to_round is None and not journal.ended:
+        lines.append("the journal has no end: the run is not finished, or lines are missing at the journal's end")
+    elif to_round is None and rounds < journal.header.rounds:
+        lines.append("the run ended early, as its journal says")
+    if journal.truncated and to_round is None:
+        lines.append("its last line is cut off and was left out")
+    lines += [f"notice: {remark}" for remark in journal.remarks]
+    if rounds:
+        scalars = sum(len(part.scalars or ()) for record in journal.records for part in record.contributions)
+        lines.append(
+            f"{seconds:.2f} s, {1000 * seconds / rounds:.1f} s per 1,000 rounds of {scalars / rounds:.0f} scalars"
+        )
+    lines.append(f"state {journal.hashes[-1]}")
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

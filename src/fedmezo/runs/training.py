@@ -1,0 +1,245 @@
+"""The rounds of a run on disk: train, evaluate, measure, and commit each round to the journal.
+
+A round's journal line is its commit and is written last: whatever was written for a round that has no line is cut or
+removed when the run is resumed.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from fedmezo.data.encode import EncodedDataset
+from fedmezo.engines.rounds import Engine, RoundResult
+from fedmezo.federation.aggregate import WEIGHTS
+from fedmezo.federation.messages import BYTES_PER_PARAMETER
+from fedmezo.federation.round import Federation, ServerState, close_round_, plan_round
+from fedmezo.records import RoundPlan, RoundRecord
+from fedmezo.results.console import RoundProgress, RoundStatus
+from fedmezo.results.metrics import Metric, Sink, measured
+from fedmezo.runs.evaluate import Evaluable, Indices, evaluate
+from fedmezo.runs.journal import JournalWriter
+from fedmezo.runs.snapshots import delete_snapshots, save_snapshot, snapshot_rounds
+from fedmezo.runs.stopping import EarlyStopping
+
+logger = logging.getLogger(__name__)
+
+ROUNDS_BETWEEN_SNAPSHOTS = 50
+ELEMENTS_BETWEEN_SNAPSHOTS = 1 << 31
+"""In a `scalars` run, what a resume has to replay at most: rounds, and elements of directions (half a minute)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPlan:
+    """What is evaluated and when.
+
+    Args:
+        freq: every so many rounds, and after the last; 0 is never.
+        parts: the clients' examples of each part, by the name of its loss; empty for no evaluation.
+        key: the loss that decides the best round.
+        stopping: when the run ends early.
+        by_client: whether the examples belong to clients, whose losses are then told apart.
+    """
+
+    freq: int
+    parts: Mapping[str, Sequence[Indices]]
+    key: str
+    stopping: EarlyStopping
+    by_client: bool = True
+
+    def due(self, round_index: int, last: int) -> bool:
+        """Whether the state after so many rounds is evaluated."""
+        return bool(self.freq and self.parts) and (round_index % self.freq == 0 or round_index == last)
+
+
+@dataclass(slots=True, eq=False)
+class Training:
+    """A run in progress.
+
+    Args:
+        run_dir: the run's folder.
+        rounds: how many rounds the run has.
+        federation: the server's choices.
+        engine: runs the clients.
+        model: what is tuned and evaluated.
+        dataset: all encoded examples.
+        evaluation: what is evaluated and when.
+        save_freq: keep a snapshot every so many rounds; 0 or less keeps none of them.
+        keep_initial: keep the snapshot of round 0, of a run whose initial theta cannot be derived.
+        forward_passes_per_batch: of a client's local step.
+        journal: where rounds are committed.
+        sinks: where metrics go.
+        state: the server's.
+        evaluations: (round, loss) of the key so far.
+        hashes: state hash of every round so far; the first is the initial one.
+    """
+
+    run_dir: Path
+    rounds: int
+    federation: Federation
+    engine: Engine
+    model: Evaluable
+    dataset: EncodedDataset
+    evaluation: EvaluationPlan
+    save_freq: int
+    keep_initial: bool
+    forward_passes_per_batch: int
+    journal: JournalWriter
+    sinks: Sequence[Sink]
+    state: ServerState
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    hashes: list[str] = field(default_factory=list)
+
+    @property
+    def best_round(self) -> int:
+        """The round with the lowest loss so far, the earliest of equals; without evaluations, the present one."""
+        if not self.evaluations:
+            return self.state.round
+        return min(self.evaluations, key=lambda pair: (pair[1], pair[0]))[0]
+
+    @property
+    def finished(self) -> bool:
+        """Whether no further round is due."""
+        losses = [loss for _, loss in self.evaluations]
+        return self.state.round >= self.rounds or self.evaluation.stopping.should_stop(losses)
+
+    def run(self, progress: RoundProgress, interrupted: Callable[[], bool]) -> None:
+        """Run the rounds that are left, until the last, an early stop, or an interruption between two rounds."""
+        if self.state.round == 0 and not self.evaluations:
+            self._begin(progress)
+        while not self.finished and not interrupted():
+            progress.update(self._round())
+        if not self.finished:
+            self._snapshot()
+
+    def _begin(self, progress: RoundProgress) -> None:
+        """Evaluate the model before training."""
+        metrics = self._evaluate() if self.evaluation.due(0, self.rounds) else []
+        self._write(metrics)
+        if self.keep_initial or self.federation.rules.protocol == WEIGHTS:
+            self._snapshot()
+        progress.update(_status(0, metrics))
+
+    def _round(self) -> RoundStatus:
+        started = time.monotonic()
+        plan = plan_round(self.federation, self.state)
+        result = self.engine.run_round(plan, self.state)
+        self.state, record = close_round_(self.federation, self.state, plan, result.reports)
+        for refusal in record.refusals:
+            logger.warning("round %d: client %d was refused: %s", record.round, refusal.client, refusal.reason)
+        metrics = round_metrics(record, result) + self._costs(plan, result.num_batches)
+        if self.evaluation.due(self.state.round, self.rounds):
+            metrics += self._evaluate()
+        metrics.append(measured("seconds", time.monotonic() - started, round_index=self.state.round))
+        self._write(metrics)
+        self._commit(record)
+        return _status(self.state.round, metrics)
+
+    def _commit(self, record: RoundRecord) -> None:
+        here = self.state.round
+        if self._keeps(here) or self._rolling(here, record):
+            self._snapshot()
+        self.journal.append(record)
+        self.hashes.append(record.state_hash)
+        self.engine.close_round(record)
+        folder = snapshots_of(self.run_dir)
+        saved = snapshot_rounds(folder)
+        latest = max(saved, default=here)
+        delete_snapshots(folder, [at for at in saved if at != latest and not self._keeps(at)])
+
+    def _keeps(self, round_index: int) -> bool:
+        """Whether the snapshot of a round stays."""
+        if round_index == 0:
+            return self.keep_initial
+        asked_for = self.save_freq > 0 and round_index % self.save_freq == 0
+        return asked_for or (bool(self.evaluations) and round_index == self.best_round)
+
+    def _rolling(self, round_index: int, record: RoundRecord) -> bool:
+        """Whether a snapshot is due that only the latest of is needed, to resume from."""
+        rules = self.federation.rules
+        scalars = sum(len(part.scalars or ()) for part in record.contributions)
+        interval = ELEMENTS_BETWEEN_SNAPSHOTS // max(1, scalars * rules.num_parameters)
+        return rules.protocol == WEIGHTS or round_index % max(1, min(interval, ROUNDS_BETWEEN_SNAPSHOTS)) == 0
+
+    def _snapshot(self) -> None:
+        state = self.state
+        save_snapshot(snapshots_of(self.run_dir), state.round, state.theta, state.hash, state.moments)
+
+    def _evaluate(self) -> list[Metric]:
+        metrics = []
+        for name, shards in self.evaluation.parts.items():
+            result = evaluate(self.model, self.state.theta, self.dataset, shards)
+            metrics.append(measured(name, result.loss, round_index=self.state.round))
+            for client, loss in result.client_losses.items() if self.evaluation.by_client else ():
+                metrics.append(measured(name, loss, round_index=self.state.round, client=client))
+            if name == self.evaluation.key:
+                self.evaluations.append((self.state.round, result.loss))
+        return metrics
+
+    def _costs(self, plan: RoundPlan, num_batches: int) -> list[Metric]:
+        here = plan.round + 1
+        whole = 2 * len(plan.cohort) * BYTES_PER_PARAMETER * self.federation.rules.num_parameters
+        return [
+            measured("bytes_full_adapters", whole, round_index=here),
+            measured("forward_passes", num_batches * self.forward_passes_per_batch, round_index=here),
+            measured("peak_memory", peak_memory(self.model.device), round_index=here),
+        ]
+
+    def _write(self, metrics: Sequence[Metric]) -> None:
+        for sink in self.sinks:
+            sink.write(metrics)
+
+
+def snapshots_of(run_dir: Path) -> Path:
+    """The folder of a run's snapshots."""
+    return run_dir / "snapshots"
+
+
+def round_metrics(record: RoundRecord, result: RoundResult) -> list[Metric]:
+    """What a closed round measured, per client and over all; its state is that of round + 1."""
+    here = record.round + 1
+    metrics = []
+    for part in record.contributions:
+        values: dict[str, float] = {
+            "train_loss": part.train_loss,
+            "rate": part.rate,
+            "skipped_steps": part.skipped_steps,
+            **_mean_size(part.scalars),
+        }
+        metrics += [measured(name, value, round_index=here, client=part.client) for name, value in values.items()]
+    for name, by_client in (("bytes_up", result.bytes_up), ("bytes_down", result.bytes_down)):
+        metrics += [measured(name, count, round_index=here, client=client) for client, count in by_client.items()]
+        metrics.append(measured(name, sum(by_client.values()), round_index=here))
+    parts = record.contributions
+    total = sum(part.num_examples for part in parts)
+    overall: dict[str, float] = {
+        "train_loss": sum(part.train_loss * part.num_examples for part in parts) / total,
+        "rate": sum(part.rate for part in parts) / len(parts),
+        "skipped_steps": sum(part.skipped_steps for part in parts),
+        "refused_reports": len(record.refusals),
+        **_mean_size([g for part in parts for g in part.scalars or ()]),
+    }
+    return metrics + [measured(name, value, round_index=here) for name, value in overall.items()]
+
+
+def peak_memory(device: torch.device) -> int:
+    """The largest memory in use so far in bytes: of the GPU where there is one, else resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _mean_size(scalars: Sequence[float] | None) -> dict[str, float]:
+    return {"projected_gradient": sum(map(abs, scalars)) / len(scalars)} if scalars else {}
+
+
+def _status(round_index: int, metrics: Sequence[Metric]) -> RoundStatus:
+    overall = {metric.name: metric.value for metric in metrics if metric.client is None}
+    names = ("train_loss", "val_loss", "test_loss", "rate")
+    return RoundStatus(round_index, **{name: overall[name] for name in names if name in overall})
