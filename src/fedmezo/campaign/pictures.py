@@ -23,7 +23,8 @@ AXES = {
 """What a loss can be drawn against: the metrics that are added up, and the name of the axis."""
 
 MAX_PANELS_IN_A_ROW = 3
-LEGEND_COLUMNS = 3
+SPREAD_FOR_LOG = 8
+CHARACTERS_PER_INCH = 14  # of a legend
 
 
 def draw_points(
@@ -41,7 +42,10 @@ def draw_points(
     panels = len(against) + bool(swept)
     rows = 1 + (panels > MAX_PANELS_IN_A_ROW)
     columns = math.ceil(panels / rows)
-    size = (max(5.2 * columns, 8.0), 3.9 * rows + 0.25 * math.ceil(len(points) / LEGEND_COLUMNS))
+    width = max(5.2 * columns, 8.0)
+    labels = [point.label.replace("$", r"\$") for point in points if point.runs]
+    legend_columns = max(1, int(width * CHARACTERS_PER_INCH / (max(map(len, labels), default=1) + 8)))
+    size = (width, 3.9 * rows + 0.25 * math.ceil(len(points) / legend_columns))
     figure = Figure(figsize=size, layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for cost, panel in zip(against, axes, strict=False):
@@ -50,8 +54,7 @@ def draw_points(
         _draw_last(axes[-1], points, loss, swept, key)
     for panel in axes[::columns]:
         panel.set_ylabel(f"{PART_OF_LOSS.get(loss, loss)} (nats per token)")
-    labels = [point.label.replace("$", r"\$") for point in points if point.runs]
-    figure.legend(axes[0].lines, labels, loc="outside lower left", frameon=False, fontsize=9, ncols=LEGEND_COLUMNS)
+    figure.legend(axes[0].lines, labels, loc="outside lower left", frameon=False, fontsize=9, ncols=legend_columns)
     return figure
 
 
@@ -106,7 +109,9 @@ def _draw_last(axes: Axes, points: Sequence[Point], loss: str, swept: Sequence[f
             continue
         reach = 0.0 if math.isnan(last.low) else last.half_width
         axes.errorbar([value], [last.value], yerr=[reach], fmt="o", color=_style(index)["color"], capsize=3)
-    if min(swept) > 0 and max(swept) / min(swept) >= 8:
+    if min(swept) > 0 and max(swept) / min(swept) >= SPREAD_FOR_LOG:
         axes.set_xscale("log")
+    if axes.dataLim.ymin > 0 and axes.dataLim.ymax / axes.dataLim.ymin >= SPREAD_FOR_LOG:
+        axes.set_yscale("log")
     _finish(axes, key, "", (), ())
     axes.set_title("last loss", loc="left", fontsize=11, color=INK)
