@@ -27,13 +27,11 @@ def run(losses: dict[int, float], seconds: float = 1.0) -> tuple[Metric, ...]:
 POINT = Point("p", (), (run({0: 3.0, 2: 1.0, 4: 2.0}), run({0: 5.0, 2: 3.0, 4: 2.0})))
 
 
-def test_a_curve_is_the_mean_and_its_band() -> None:
+def test_a_curve_is_the_mean_and_its_range() -> None:
     curve = POINT.curve("test_loss")
     assert curve.rounds == (0, 2, 4)
     assert curve.mean == (4.0, 2.0, 2.0)
-    # two values 2 apart: standard deviation sqrt(2), t(1) = 12.706, so 12.706 sqrt(2) / sqrt(2)
-    assert curve.high[0] - curve.mean[0] == pytest.approx(12.706)
-    assert (curve.low[2], curve.high[2]) == (2.0, 2.0)
+    assert (curve.low, curve.high) == ((3.0, 1.0, 2.0), (5.0, 3.0, 2.0))
     alone = Point("q", (), POINT.runs[:1]).curve("test_loss")
     assert alone.low == alone.mean == alone.high == (3.0, 1.0, 2.0)
 
@@ -46,6 +44,7 @@ def test_only_rounds_that_every_run_has() -> None:
 def test_figures() -> None:
     first, last, best, change = (getattr(POINT, name)("test_loss") for name in ("first", "last", "best", "change"))
     assert (first.value, last.value, best.value, change.value) == (4.0, 2.0, 1.5, -2.0)
+    # -1 and -3: standard deviation sqrt(2), t(1) = 12.706, so 12.706 sqrt(2) / sqrt(2)
     assert change.half_width == pytest.approx(12.706)
     assert POINT.total("bytes_up", "bytes_down").value == 160  # type: ignore[union-attr]  # there are runs
     assert POINT.spent(["bytes_up", "bytes_down"]) == {1: 40.0, 2: 80.0, 3: 120.0, 4: 160.0}

@@ -1,4 +1,4 @@
-"""Pictures of points: mean curves with their bands, and last losses beside each other."""
+"""Pictures of points: mean curves with the range over seeds, and last losses beside each other."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHARACTERS_PER_INCH = 14  # of a legend
 def draw_points(
     points: Sequence[Point], loss: str, against: Sequence[str], swept: Sequence[float] = (), key: str = ""
 ) -> Figure:
-    """Draw the mean loss of each point, with its 95 % band, against one cost or several.
+    """Draw the mean loss of each point, and the range over its seeds, against one cost or several.
 
     Args:
         points: those to draw; one without a finished run is left out.
@@ -103,15 +103,17 @@ def _finish(axes: Axes, title: str, cost: str, first: Sequence[float], values: S
 
 def _draw_last(axes: Axes, points: Sequence[Point], loss: str, swept: Sequence[float], key: str) -> None:
     """The last loss of each point with its interval against the value that was swept."""
+    shown: list[float] = []
     for index, (point, value) in enumerate(zip(points, swept, strict=True)):
         last = point.last(loss)
         if last is None:
             continue
+        shown.append(last.value)
         reach = 0.0 if math.isnan(last.low) else last.half_width
         axes.errorbar([value], [last.value], yerr=[reach], fmt="o", color=_style(index)["color"], capsize=3)
     if min(swept) > 0 and max(swept) / min(swept) >= SPREAD_FOR_LOG:
         axes.set_xscale("log")
-    if axes.dataLim.ymin > 0 and axes.dataLim.ymax / axes.dataLim.ymin >= SPREAD_FOR_LOG:
+    if shown and min(shown) > 0 and max(shown) / min(shown) >= SPREAD_FOR_LOG:
         axes.set_yscale("log")
     _finish(axes, key, "", (), ())
     axes.set_title("last loss", loc="left", fontsize=11, color=INK)

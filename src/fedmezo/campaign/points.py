@@ -1,4 +1,4 @@
-"""One setting over its seeds: curves and totals with their 95 % intervals."""
+"""One setting over its seeds: curves with their range, totals with their 95 % intervals."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from statistics import fmean
 
 from fedmezo.results.metrics import METRICS_FILE, Metric, read_metrics
 from fedmezo.results.summary import series
@@ -17,7 +18,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A figure by round: mean over seeds and the ends of the interval, which are the mean where there is one seed."""
+    """A figure by round: mean over seeds, lowest and highest; an interval of so few seeds would fill a picture."""
 
     rounds: tuple[int, ...]
     mean: tuple[float, ...]
@@ -38,13 +39,8 @@ class Point:
         """A metric by round, over the rounds that every run has."""
         found = [dict(series(run, name)) for run in self.runs]
         rounds = sorted(set.intersection(*(set(by_round) for by_round in found))) if found else []
-        intervals = [_interval([by_round[at] for by_round in found]) for at in rounds]
-        return Curve(
-            tuple(rounds),
-            tuple(i.value for i in intervals),
-            tuple(i.low for i in intervals),
-            tuple(i.high for i in intervals),
-        )
+        values = [[by_round[at] for by_round in found] for at in rounds]
+        return Curve(tuple(rounds), tuple(map(fmean, values)), tuple(map(min, values)), tuple(map(max, values)))
 
     def spent(self, names: Sequence[str]) -> dict[int, float]:
         """What was spent up to the end of each round, all names together, as a mean over seeds: bytes, passes, s."""
@@ -99,8 +95,3 @@ def read_point(label: str, folders: Sequence[Path], failures: Sequence[str] = ()
     """
     runs = tuple(tuple(read_metrics(folder / METRICS_FILE)) for folder in folders)
     return Point(label, tuple(folders), runs, tuple(failures))
-
-
-def _interval(values: Sequence[float]) -> Interval:
-    found = mean_interval(values)
-    return Interval(found.value, found.value, found.value) if math.isnan(found.low) else found
