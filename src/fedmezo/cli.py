@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0].startswith("--cfg"):  # as FederatedScope's main.py is called
         words.insert(0, "run")
-    options = _parser().parse_args(words)
+    options = _parse(words)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
@@ -40,6 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(interrupt.args[0] if interrupt.args else "interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    """The arguments; keys to change may also stand behind options, where argparse takes no more of them."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(words)
+    if rest and ("words" not in options or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.words += rest
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

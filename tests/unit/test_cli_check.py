@@ -75,6 +75,7 @@ def test_a_mistake_is_one_message_on_stderr_and_exit_code_2(capsys: pytest.Captu
     "words",
     [
         ["run", TESTCASE, "seed=7", "train.optimizer.lr=2e-5"],
+        ["run", TESTCASE, "seed=7", "--engine", "simulation", "train.optimizer.lr=2e-5"],
         ["run", "--cfg", TESTCASE, "seed", "7", "train.optimizer.lr", "2e-5"],
         ["--cfg", TESTCASE, "seed", "7", "train.optimizer.lr", "2e-5"],
         ["--cfg", TESTCASE, "seed=7", "train.optimizer.lr=2e-5"],
@@ -85,6 +86,13 @@ def test_the_forms_of_run_mean_the_same(experiment: FakeExperiment, words: list[
     assert main(words) == 0
     (config,) = experiment.configs
     assert (config.seed, config.train.optimizer.lr, config.federate.total_round_num) == (7, 2e-5, 100)
+
+
+@pytest.mark.parametrize("words", [["run", TESTCASE, "--bogus", "seed=7"], ["replay", "a", "b"]])
+def test_words_that_no_command_takes_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert f"unrecognized arguments: {' '.join(words[2:])}\n" in capsys.readouterr().err
 
 
 def test_run_returns_what_the_experiment_returns(experiment: FakeExperiment) -> None:

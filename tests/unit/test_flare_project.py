@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,20 @@ def test_settings_that_are_not_sound_are_refused(tmp_path: Path, harm: dict[str,
     settings = {**shared_settings(load_config(_config(tmp_path)).config, "float32"), **harm}
     with pytest.raises(ConfigError, match="the server"):
         site_config(settings, WorkerOptions("", "own.jsonl", "my/model"))
+
+
+def test_a_server_does_not_share_a_port_and_a_site_says_that_nothing_answers() -> None:
+    pytest.importorskip("nvflare")
+    from fedmezo.machines.flare.serve import require_port
+    from fedmezo.machines.flare.site import connection_fault
+
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as FLARE's own listeners do
+        other.bind(("", 0))
+        port: int = other.getsockname()[1]
+        other.listen()
+        assert connection_fault("localhost", port) is None
+        with pytest.raises(ConfigError, match=f"cannot listen at port {port} of this machine: Address already in use"):
+            require_port(port, seconds=0.0)
+    require_port(port)
+    assert connection_fault("localhost", port) == "Connection refused"

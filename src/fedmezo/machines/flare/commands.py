@@ -33,7 +33,7 @@ def add_machines(commands: Commands) -> None:
     parser = add("serve", _serve, "start a run on the sites, or go on with one")
     parser.add_argument("kit", type=Path, metavar="KIT", help="the server's start-up kit")
     parser.add_argument(
-        "words", nargs="+", metavar="CONFIG, key=value", help="a YAML file, keys to change; or a run's folder"
+        "words", nargs="*", metavar="CONFIG, key=value", help="a YAML file, keys to change; or a run's folder"
     )
     parser.add_argument("--held-out", type=Path, metavar="FILE", help="the server's own examples, to evaluate on")
     parser.add_argument(
@@ -106,25 +106,30 @@ def _serve(options: argparse.Namespace) -> int:
     require_flare()
     if kit.plaintext:
         print("notice: this kit speaks in plain text, without encryption")
-    folder, *words = options.words
-    if Path(folder).is_dir():
+    path, words = _path_and_keys(options.words)
+    if path is not None and path.is_dir():
         if words:
-            raise ConfigError(f"{folder} is a run, whose keys cannot be changed: {' '.join(words)}")
+            raise ConfigError(f"{path} is a run, whose keys cannot be changed: {' '.join(words)}")
         from fedmezo.machines.flare.serve import go_on
 
-        return go_on(kit, Path(folder), wait_seconds=options.wait, held_out=options.held_out, force=options.force)
-    config, notices = load_config(Path(folder), words)
+        return go_on(kit, path, wait_seconds=options.wait, held_out=options.held_out, force=options.force)
+    config, notices = load_config(path, words)
     from fedmezo.machines.flare.serve import serve
 
     return serve(kit, config, notices, wait_seconds=options.wait, held_out=options.held_out)
 
 
 def _partition(options: argparse.Namespace) -> int:
-    words = list(options.words)
-    path = Path(words.pop(0)) if words and "=" not in words[0] else None
-    config, _ = load_config(path, words)
+    config, _ = load_config(*_path_and_keys(options.words))
     from fedmezo.machines.shards import write_shards
 
     for file, count in write_shards(config, options.out).items():
         print(f"{file}  {count:,} examples")
     return 0
+
+
+def _path_and_keys(words: list[str]) -> tuple[Path | None, list[str]]:
+    """A configuration or run, if the first word names one, and the keys to change."""
+    if words and "=" not in words[0]:
+        return Path(words[0]), words[1:]
+    return None, words

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -36,6 +38,9 @@ from fedmezo.zo.arithmetic import state_hash
 
 LARGEST_SCALARS_REPORT = 1 << 20
 """Bytes to allow time for; a report of scalars is far smaller."""
+SECONDS_FOR_PORT = 10.0
+"""How long a server that was killed a moment ago may still hold the port."""
+_SECONDS_BETWEEN_TRIES = 0.5
 
 
 @dataclass(eq=False)
@@ -139,6 +144,7 @@ def serve(
     Raises:
         FedMeZOError: whatever a user can act on.
     """
+    require_port(kit.port)
     with ExitStack() as stack:
         return run(config, notices, Elsewhere(kit, stack, wait_seconds, held_out))
 
@@ -149,8 +155,35 @@ def go_on(kit: Kit, folder: Path, *, wait_seconds: float, held_out: Path | None,
     Raises:
         FedMeZOError: whatever a user can act on.
     """
+    require_port(kit.port)
     with ExitStack() as stack:
         return resume(folder, force=force, place=Elsewhere(kit, stack, wait_seconds, held_out))
+
+
+def require_port(port: int, seconds: float = SECONDS_FOR_PORT) -> None:
+    """See that the server can listen: FLARE would share a port that another run listens at, and get half of its calls.
+
+    Raises:
+        ConfigError: the port cannot be had within `seconds`.
+    """
+    until = time.monotonic() + seconds
+    while (fault := _listening_fault(port)) is not None:
+        if time.monotonic() > until:
+            raise ConfigError(
+                f"the server cannot listen at port {port} of this machine: {fault}. End what listens there (another "
+                "`fedmezo serve`?), or make kits with another port"
+            )
+        time.sleep(_SECONDS_BETWEEN_TRIES)
+
+
+def _listening_fault(port: int) -> str | None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what is left of closed connections is no fault
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            return error.strerror
+    return None
 
 
 def is_run(path: Path) -> bool:

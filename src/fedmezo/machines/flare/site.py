@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -22,6 +23,7 @@ from fedmezo.machines.worker import WorkerOptions
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_BEFORE_RESTART = 2.0
+_SECONDS_TO_CONNECT = 5.0
 FLARE_LOG = "flare.txt"
 
 
@@ -66,6 +68,8 @@ def run_site(kit: Kit, options: WorkerOptions) -> int:
     )
     if kit.plaintext:
         print("notice: this kit speaks in plain text, without encryption")
+    if (fault := connection_fault(kit.host, kit.port)) is not None:
+        print(f"notice: nothing answers at {kit.host}:{kit.port} yet ({fault}); trying until it does", flush=True)
     signal.signal(signal.SIGTERM, _raise_stop)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmezo-"))
@@ -86,6 +90,15 @@ def run_site(kit: Kit, options: WorkerOptions) -> int:
         except (KeyboardInterrupt, _Stop):
             print("leaving")
     return 0
+
+
+def connection_fault(host: str, port: int) -> str | None:
+    """Why there is no connection to the server now; None if there is."""
+    try:
+        socket.create_connection((host, port), timeout=_SECONDS_TO_CONNECT).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _start_flare(kit: Kit, environment: dict[str, str]) -> subprocess.Popen[bytes]:
