@@ -158,3 +158,14 @@ def test_a_server_does_not_share_a_port_and_a_site_says_that_nothing_answers() -
             require_port(port, seconds=0.0)
     require_port(port)
     assert connection_fault("localhost", port) == "Connection refused"
+
+
+def test_a_site_says_at_once_that_its_file_holds_no_examples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("nvflare")
+    assert main(["provision", str(write(tmp_path, PROJECT))]) == 0
+    data = tmp_path / "other.jsonl"
+    data.write_text('{"question": "x", "answer": "y"}\n')
+    assert main(["site", str(tmp_path / "hospitals" / "north"), "--data", str(data), "--model", "bundled"]) == 2
+    assert f"{data}, line 1: field 'instruction' is missing" in capsys.readouterr().err

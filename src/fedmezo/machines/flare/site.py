@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+from fedmezo.data.parse import Layout, read_examples
 from fedmezo.errors import DataError
 from fedmezo.machines.flare.exchange import WORKER_SOCKET
 from fedmezo.machines.flare.party import party_command
@@ -59,10 +60,11 @@ def run_site(kit: Kit, options: WorkerOptions) -> int:
     """Take part until interrupted; returns the exit code.
 
     Raises:
-        DataError: there is no such file of examples.
+        DataError: there is no such file, or it is none of examples.
     """
     if not Path(options.data).is_file():
         raise DataError(f"{options.data}: there is no such file; give --data the site's own examples")
+    read_examples(Path(options.data), Layout())  # a wrong file is said now, not when a run comes
     print(
         f"site {kit.party}, client {kit.client}; server {kit.host}:{kit.port}; FLARE's log is {kit.folder}/{FLARE_LOG}"
     )
