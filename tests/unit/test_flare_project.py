@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,14 @@ def test_a_site_says_at_once_that_its_file_holds_no_examples(
     data.write_text('{"question": "x", "answer": "y"}\n')
     assert main(["site", str(tmp_path / "hospitals" / "north"), "--data", str(data), "--model", "bundled"]) == 2
     assert f"{data}, line 1: field 'instruction' is missing" in capsys.readouterr().err
+
+
+def test_the_command_that_goes_on_names_no_kit_that_is_gone_by_then(tmp_path: Path) -> None:
+    pytest.importorskip("nvflare")
+    from fedmezo.machines.flare.serve import Elsewhere
+
+    kit = Kit(tmp_path / "server", "server", ("a",), "localhost", 8002, plaintext=False)
+    on_sites = Elsewhere(kit, ExitStack(), 1.0)
+    here = Elsewhere(kit, ExitStack(), 1.0, divided=lambda config, tuned, console: pytest.fail("divided"))
+    assert on_sites.resume_command(Path("runs/a")) == f"fedmezo serve {tmp_path}/server runs/a"
+    assert here.resume_command(Path("runs/a")) == "fedmezo resume runs/a"

@@ -104,7 +104,9 @@ class Elsewhere:
         )
 
     def resume_command(self, folder: Path) -> str:
-        """The server's command with the run's folder."""
+        """The server's command with the run's folder; of kits that go with this process, the simulation's."""
+        if self.divided is not None:
+            return f"fedmezo resume {folder}"
         return f"fedmezo serve {self.kit.folder} {folder}"
 
 
