@@ -236,3 +236,21 @@ def test_neither_torch_nor_transformers_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        pytest.param("[" * 100_000, "lists or objects are nested too deeply", id="depth"),
+        pytest.param("1" * 5_000, "a whole number has too many digits", id="digits"),
+    ],
+)
+@pytest.mark.parametrize(("name", "place"), [("d.jsonl", ", line 2"), ("d.json", "")])
+def test_what_python_refuses_to_parse_is_a_mistake_in_the_data(
+    tmp_path: Path, name: str, place: str, value: str, problem: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(f"{GOOD}\n{value}" if name == "d.jsonl" else f"[{GOOD},\n{value}]")
+    with pytest.raises(DataError) as caught:
+        load_examples(name, tmp_path)
+    assert str(caught.value) == f"{path}{place}: {problem}"

@@ -88,6 +88,7 @@ def _items(path: Path, text: str) -> Iterator[tuple[str, object]]:
 
 
 def _parse(path: Path, text: str, first_line: int) -> object:
+    where = path if path.suffix == ".json" else f"{path}, line {first_line}"  # these errors have no position
     try:
         value: object = json.loads(text)
     except json.JSONDecodeError as error:
@@ -95,6 +96,10 @@ def _parse(path: Path, text: str, first_line: int) -> object:
         raise DataError(
             f"{path}, line {line}, column {error.colno}: not valid JSON ({error.msg}){_hint(path, text, error)}"
         ) from error
+    except RecursionError as error:
+        raise DataError(f"{where}: lists or objects are nested too deeply") from error
+    except ValueError as error:  # Python refuses to convert so many digits
+        raise DataError(f"{where}: a whole number has too many digits") from error
     return value
 
 
