@@ -35,6 +35,8 @@ def run_here(config: Config, notices: tuple[str, ...]) -> int:
     Raises:
         FedMeZOError: whatever a user can act on.
     """
+    # Without lanes a resume, which simulates the clients, goes on to the bit.
+    config = config.model_copy(update={"train": config.train.model_copy(update={"lanes": 1})})
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmezo-")))
         names = tuple(f"site-{client}" for client in range(config.federate.client_num))
