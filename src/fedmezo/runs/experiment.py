@@ -39,9 +39,9 @@ from fedmezo.runs.directory import (
 )
 from fedmezo.runs.journal import JOURNAL_FILE, JournalWriter, read_journal
 from fedmezo.runs.placement import HERE, Placement
-from fedmezo.runs.snapshots import load_snapshot
+from fedmezo.runs.snapshots import load_snapshot, snapshots_of
 from fedmezo.runs.stopping import EarlyStopping
-from fedmezo.runs.training import EvaluationPlan, Training, snapshots_of
+from fedmezo.runs.training import EvaluationPlan, Training
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.signal import describe
 

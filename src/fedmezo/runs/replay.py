@@ -22,8 +22,7 @@ from fedmezo.records import RoundRecord
 from fedmezo.results.console import work_progress
 from fedmezo.runs.directory import CONFIG_FILE
 from fedmezo.runs.journal import JOURNAL_FILE, Header, Journal, read_journal
-from fedmezo.runs.snapshots import load_snapshot
-from fedmezo.runs.training import snapshots_of
+from fedmezo.runs.snapshots import load_snapshot, snapshots_of
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimate import Estimator
 

@@ -38,8 +38,14 @@ from fedmezo.runs.directory import (
 from fedmezo.runs.experiment import Run, at_work, load_parts, start, train
 from fedmezo.runs.journal import JOURNAL_FILE, Header, Journal, JournalWriter, read_journal
 from fedmezo.runs.placement import HERE, Placement
-from fedmezo.runs.snapshots import delete_snapshots, load_moments, load_snapshot, snapshot_path, snapshot_rounds
-from fedmezo.runs.training import snapshots_of
+from fedmezo.runs.snapshots import (
+    delete_snapshots,
+    load_moments,
+    load_snapshot,
+    snapshot_path,
+    snapshot_rounds,
+    snapshots_of,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -21,6 +21,11 @@ _MOMENT = "server."
 FORMAT_VERSION = "1"
 
 
+def snapshots_of(run_dir: Path) -> Path:
+    """The folder of a run's snapshots."""
+    return run_dir / SNAPSHOT_FOLDER
+
+
 def snapshot_path(folder: Path, round_index: int) -> Path:
     """Where the state before `round_index` is kept."""
     return folder / f"{_PREFIX}{round_index:08d}{_SUFFIX}"

@@ -25,7 +25,7 @@ from fedmezo.results.console import RoundProgress, RoundStatus
 from fedmezo.results.metrics import Metric, Sink, measured
 from fedmezo.runs.evaluate import Evaluable, Indices, evaluate
 from fedmezo.runs.journal import JournalWriter
-from fedmezo.runs.snapshots import delete_snapshots, save_snapshot, snapshot_rounds
+from fedmezo.runs.snapshots import delete_snapshots, save_snapshot, snapshot_rounds, snapshots_of
 from fedmezo.runs.stopping import EarlyStopping
 
 logger = logging.getLogger(__name__)
@@ -194,11 +194,6 @@ class Training:
     def _write(self, metrics: Sequence[Metric]) -> None:
         for sink in self.sinks:
             sink.write(metrics)
-
-
-def snapshots_of(run_dir: Path) -> Path:
-    """The folder of a run's snapshots."""
-    return run_dir / "snapshots"
 
 
 def round_metrics(record: RoundRecord, result: RoundResult) -> list[Metric]:

@@ -26,7 +26,7 @@ from fedmezo.runs import assemble
 from fedmezo.runs.directory import ADAPTER_FOLDER, CONFIG_FILE
 from fedmezo.runs.journal import JOURNAL_FILE, Journal, read_journal
 from fedmezo.runs.replay import initial_theta, rebuild_
-from fedmezo.runs.snapshots import SNAPSHOT_FOLDER, load_snapshot, snapshot_rounds
+from fedmezo.runs.snapshots import load_snapshot, snapshot_rounds, snapshots_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -129,7 +129,7 @@ def _theta_after(round_index: int, folder: Path, journal: Journal, model: Causal
     """Theta (d,) after so many rounds: a snapshot, or what the journal's scalars make of the initial one."""
     if round_index > journal.next_round:
         raise RunError(f"{folder}: --round {round_index}, but the run has {journal.next_round} rounds")
-    snapshots = folder / SNAPSHOT_FOLDER
+    snapshots = snapshots_of(folder)
     rounds = snapshot_rounds(snapshots)
     if round_index in rounds:
         return load_snapshot(snapshots, round_index, journal.hashes[round_index])
