@@ -617,6 +617,7 @@ def yaml_of(value: Any) -> str:
 
 
 @given(CHANGES)
+@example({"expname": "a\x85b"})
 @settings(deadline=None, max_examples=60)
 def test_any_valid_configuration_survives_its_own_yaml(
     tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]

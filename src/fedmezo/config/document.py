@@ -111,6 +111,14 @@ _Loader.add_constructor("!numbers", lambda _, node: yaml.load(f"[{node.value.str
 _Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
 
 
+def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Quoted twice where it holds NEL, a line break of YAML that PyYAML leaves bare in single quotes."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
+
+
+_Dumper.add_representer(str, _text_node)
+
+
 def to_yaml(data: dict[str, Any]) -> str:
     """YAML of plain data, in its order, that reads back equal."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
