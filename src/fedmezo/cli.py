@@ -10,7 +10,7 @@ from pathlib import Path
 from fedmezo import __version__
 from fedmezo.campaign.arguments import add_reproduce, add_sweep
 from fedmezo.config import Config, Loaded, as_overrides, load_config
-from fedmezo.errors import ConfigError, FedMeZOError
+from fedmezo.errors import INTERRUPTED, ConfigError, FedMeZOError
 from fedmezo.machines.flare.commands import add_machines, require_flare
 from fedmezo.tasks.arguments import add_eval, add_generate
 
@@ -21,8 +21,6 @@ examples:
   fedmezo run --cfg my.yaml train.optimizer.lr 1e-5    the same in FederatedScope's form
   fedmezo check my.yaml                                only look for mistakes
 """
-
-INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,6 +3,9 @@
 A message says what was given, what is allowed and where it stands, so that its reader needs no traceback.
 """
 
+INTERRUPTED = 130
+"""Exit code of a command that was asked to stop and can be gone on with, which is no error: 128 and SIGINT's number."""
+
 
 class FedMeZOError(Exception):
     """Base of every error that a user can act on."""

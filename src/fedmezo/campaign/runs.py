@@ -22,12 +22,11 @@ from types import FrameType
 from rich.console import Console
 
 from fedmezo.config import Config
-from fedmezo.errors import FedMeZOError, RunError
+from fedmezo.errors import INTERRUPTED, FedMeZOError, RunError
 from fedmezo.results.console import work_progress
 from fedmezo.runs.directory import CONFIG_FILE, write_text
 from fedmezo.runs.journal import JOURNAL_FILE, read_journal
 
-INTERRUPTED = 130
 UNTOLD_KEYS = frozenset({"outdir", "expname", "wandb"})
 """Keys and sections that do not say what a run computes."""
 _DIGEST_CHARACTERS = 10

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fedmezo.config import Config
-from fedmezo.errors import ConfigError, DataError, ModelError, RunError, StorageError
+from fedmezo.errors import INTERRUPTED, ConfigError, DataError, ModelError, RunError, StorageError
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.round import ServerState, initial_state
 from fedmezo.models.generate import answers
@@ -46,8 +46,6 @@ from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.signal import describe
 
 logger = logging.getLogger(__name__)
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True, eq=False)
