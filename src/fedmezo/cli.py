@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedmezo import __version__
+from fedmezo.arguments import Command, Commands, add_command, path_and_keys
 from fedmezo.campaign.arguments import add_reproduce, add_sweep
 from fedmezo.config import Config, Loaded, as_overrides, load_config
 from fedmezo.errors import INTERRUPTED, ConfigError, FedMeZOError
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words and words[0].startswith("--cfg"):  # as FederatedScope's main.py is called
         words.insert(0, "run")
     options = _parse(words)
-    command: Callable[[argparse.Namespace], int] = options.command
+    command: Command = options.command
     try:
         return command(options)
     except FedMeZOError as error:
@@ -82,15 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    command: Callable[[argparse.Namespace], int],
-    summary: str,
-) -> argparse.ArgumentParser:
+def _add(commands: Commands, name: str, command: Command, summary: str) -> argparse.ArgumentParser:
     """A command that takes a configuration."""
     usage = f"fedmezo {name} [CONFIG] [key=value ...]\n       fedmezo {name} --cfg FILE [key value ...]"
-    parser = commands.add_parser(name, help=summary, description=summary, usage=usage)
+    parser = add_command(commands, name, command, summary, usage=usage)
     parser.add_argument(
         "words",
         nargs="*",
@@ -98,75 +94,58 @@ def _add(
         help="a YAML file (none: the bundled quickstart), and keys to change",
     )
     parser.add_argument("--cfg", type=Path, metavar="FILE", help="the file; keys may then also be given as: key value")
-    parser.set_defaults(command=command)
     return parser
 
 
-def _add_calibrate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_calibrate(commands: Commands) -> None:
     parser = _add(commands, "calibrate", _calibrate, "measure which eps and rate suit a configuration")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the configuration with the values found")
     parser.add_argument("--forward-passes", type=int, metavar="N", help="how many to spend (default: 12000)")
 
 
-def _add_diagnose(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "diagnose", _diagnose, "measure a run: curvature, gradient noise, allowed rate")
+def _add_diagnose(commands: Commands) -> None:
+    parser = add_command(commands, "diagnose", _diagnose, "measure a run: curvature, gradient noise, allowed rate")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
 
 
-def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    summary = "draw a run again, or several runs together"
-    parser = commands.add_parser("report", help=summary, description=summary)
+def _add_report(commands: Commands) -> None:
+    parser = add_command(commands, "report", _report, "draw a run again, or several runs together")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the comparison (default: beside the first)")
-    parser.set_defaults(command=_report)
 
 
-def _add_resume(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "resume", _resume, "go on with a run that was stopped")
+def _add_resume(commands: Commands) -> None:
+    parser = add_command(commands, "resume", _resume, "go on with a run that was stopped")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument(
         "--force", action="store_true", help="go on although something is not as it was; the journal keeps a remark"
     )
 
 
-def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "replay", _replay, "rebuild a run's adapter from its journal, and check every state")
+def _add_replay(commands: Commands) -> None:
+    parser = add_command(commands, "replay", _replay, "rebuild a run's adapter from its journal, and check every state")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--to-round", type=int, metavar="N", help="stop after N rounds, whatever follows them")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the adapter there")
     parser.add_argument("--model", metavar="BASE", help="the base model, if it is not where the run had it")
 
 
-def _add_publishing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "export", _export, "publish a run's fine-tune as a file of scalars")
+def _add_publishing(commands: Commands) -> None:
+    parser = add_command(commands, "export", _export, "publish a run's fine-tune as a file of scalars")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--as-log", type=Path, metavar="FILE", required=True, help="the file to write")
     parser.add_argument("--to-round", type=int, metavar="N", help="take only the first N rounds")
-    parser = _command(commands, "import", _import, "turn a published file of scalars into an adapter")
+    parser = add_command(commands, "import", _import, "turn a published file of scalars into an adapter")
     parser.add_argument("file", type=Path, metavar="FILE", help="a file that `fedmezo export --as-log` wrote")
     parser.add_argument("--model", metavar="BASE", required=True, help="the base model: hub name, folder or `bundled`")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the adapter there; default: FILE-adapter")
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    command: Callable[[argparse.Namespace], int],
-    summary: str,
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary, description=summary)
-    parser.set_defaults(command=command)
-    return parser
-
-
 def _load(options: argparse.Namespace) -> Loaded:
-    words: list[str] = options.words
     path: Path | None = options.cfg
     if path is not None:
-        return load_config(path, as_overrides(words))
-    if words and "=" not in words[0]:
-        path, words = Path(words[0]), words[1:]
-    return load_config(path, words)
+        return load_config(path, as_overrides(options.words))
+    return load_config(*path_and_keys(options.words))
 
 
 def _run(options: argparse.Namespace) -> int:

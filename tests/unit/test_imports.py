@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "fedmezo"
 
 LAYERS = (
     {"errors", "records"},
-    {"atomic", "config"},
+    {"arguments", "atomic", "config"},
     {"zo"},
     {"data", "models"},
     {"federation"},

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fedmezo.arguments import Commands, add_command, count, path_and_keys
+
 _SWEEP_EXAMPLES = """\
 examples:
   fedmezo sweep my.yaml train.optimizer.lr=1e-5,3e-5,1e-4 --seeds 3
@@ -15,45 +17,30 @@ quotes: data.splits=[.8,.1,.1].
 """
 
 
-def add_sweep(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_sweep(commands: Commands) -> None:
     """The command `sweep`."""
     summary = "run a configuration over several values of some keys, with several seeds"
-    parser = commands.add_parser(
-        "sweep",
-        help=summary,
-        description=summary,
-        epilog=_SWEEP_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="fedmezo sweep [CONFIG] key=a,b,c ... [--seeds N] [--jobs N] [--out DIR]",
-    )
+    usage = "fedmezo sweep [CONFIG] key=a,b,c ... [--seeds N] [--jobs N] [--out DIR]"
+    parser = add_command(commands, "sweep", _sweep, summary, usage=usage, examples=_SWEEP_EXAMPLES)
     parser.add_argument("words", nargs="+", metavar="CONFIG, key=a,b,c", help="a YAML file, and keys with their values")
-    parser.add_argument("--seeds", type=_count, default=1, metavar="N", help="seeds of each point (1)")
-    parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="runs at a time (1)")
+    parser.add_argument("--seeds", type=count, default=1, metavar="N", help="seeds of each point (1)")
+    parser.add_argument("--jobs", type=count, default=1, metavar="N", help="runs at a time (1)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for everything (sweeps/CONFIG)")
-    parser.set_defaults(command=_sweep)
 
 
-def add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_reproduce(commands: Commands) -> None:
     """The command `reproduce`."""
     summary = "make the runs of a table or figure of the paper, and set the results beside the paper's"
-    parser = commands.add_parser("reproduce", help=summary, description=summary)
+    parser = add_command(commands, "reproduce", _reproduce, summary)
     parser.add_argument("item", nargs="?", metavar="ITEM", help="a name that --list shows, or all")
     parser.add_argument("words", nargs="*", metavar="key=value", help="further settings for every run")
     parser.add_argument("--list", action="store_true", help="show the items")
     parser.add_argument("--scale", choices=("small", "paper"), default="small", help="bundled model, or the paper's")
     parser.add_argument("--model", metavar="NAME", help="another model (model.type)")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of the data files")
-    parser.add_argument("--seeds", type=_count, metavar="N", help="seeds of each point (small: 3, paper: 1)")
-    parser.add_argument("--jobs", type=_count, metavar="N", help="runs at a time (small: one a core, paper: 1)")
+    parser.add_argument("--seeds", type=count, metavar="N", help="seeds of each point (small: 3, paper: 1)")
+    parser.add_argument("--jobs", type=count, metavar="N", help="runs at a time (small: one a core, paper: 1)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for everything (reproduction/SCALE)")
-    parser.set_defaults(command=_reproduce)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return number
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -61,8 +48,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
     from fedmezo.campaign.sweep import SweepRequest, sweep
 
-    words: list[str] = options.words
-    config = None if "=" in words[0] else Path(words.pop(0))
+    config, words = path_and_keys(options.words)
     out = options.out or Path("sweeps") / (config.stem if config else "quickstart")
     return sweep(SweepRequest(config, words, options.seeds, options.jobs, out), Console())
 

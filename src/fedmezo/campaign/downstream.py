@@ -77,6 +77,6 @@ def _request(run: Path, round_index: int, tasks: Sequence[str], out: Path) -> Re
         match=any(task.endswith("-match") for task in tasks),
         mmlu="mmlu" in tasks,
         humaneval="humaneval" in tasks,
-        gsm8k="gsm8k" in tasks,
+        gsm8k=[task for task in tasks if task == "gsm8k"],
         out=out,
     )

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedmezo.arguments import Commands, add_command, count
 from fedmezo.records import Example
 
 if TYPE_CHECKING:
@@ -20,46 +21,41 @@ examples:
   fedmezo eval MODEL --mmlu --tasks hellaswag      tasks of lm-evaluation-harness: pip install 'fedmezo[eval]'
 """
 
+_GSM8K_FORMS = {"gsm8k": "after eight worked examples", "gsm8k-zero-shot": "in the prompt that tuning used"}
 
-def add_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+
+def add_eval(commands: Commands) -> None:
     """The command `eval`."""
     summary = "measure losses and right answers of a run, an adapter or a model"
-    parser = commands.add_parser(
-        "eval",
-        help=summary,
-        description=summary,
-        epilog=_EVAL_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(commands, "eval", _eval, summary, examples=_EVAL_EXAMPLES)
     _add_subject(parser)
     parser.add_argument("--data", action="append", default=[], metavar="TYPE", help="loss on a data set (data.type)")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of the data files (the run's, or data)")
-    parser.add_argument("--tok-len", type=_count, metavar="N", help="longest example in tokens (the run's, or 1024)")
+    parser.add_argument("--tok-len", type=count, metavar="N", help="longest example in tokens (the run's, or 1024)")
     parser.add_argument("--match", action="store_true", help="also the share of greedy answers that are word for word")
-    parser.add_argument("--gsm8k", action="store_true", help="GSM8K after eight worked examples")
-    parser.add_argument("--gsm8k-zero-shot", action="store_true", help="GSM8K in the prompt that tuning used")
+    for form, prompt in _GSM8K_FORMS.items():
+        parser.add_argument(
+            f"--{form}", action="append_const", dest="gsm8k", const=form, default=[], help=f"GSM8K {prompt}"
+        )
     parser.add_argument("--shots", type=Path, metavar="FILE", help="other worked examples, in GSM8K's format")
     parser.add_argument("--humaneval", action="store_true", help="HumanEval: runs code that the model wrote, sandboxed")
     parser.add_argument("--mmlu", action="store_true", help="MMLU, by lm-evaluation-harness")
     parser.add_argument("--tasks", default="", metavar="A,B", help="tasks of lm-evaluation-harness")
     parser.add_argument("--task-files", type=Path, metavar="DIR", help="folder with more task files for it")
-    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N items of each task")
-    parser.add_argument("--max-new-tokens", type=_count, metavar="N", help="longest answer")
-    parser.add_argument("--tokens-per-batch", type=_count, default=8192, metavar="N", help="memory of a batch (8192)")
+    parser.add_argument("--limit", type=count, metavar="N", help="only the first N items of each task")
+    parser.add_argument("--max-new-tokens", type=count, metavar="N", help="longest answer")
+    parser.add_argument("--tokens-per-batch", type=count, default=8192, metavar="N", help="memory of a batch (8192)")
     parser.add_argument("--with-base", action="store_true", help="the same for the base model without the adapter")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for scores and items")
-    parser.set_defaults(command=_eval)
 
 
-def add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_generate(commands: Commands) -> None:
     """The command `generate`."""
-    summary = "answer an instruction before and after tuning"
-    parser = commands.add_parser("generate", help=summary, description=summary)
+    parser = add_command(commands, "generate", _generate, "answer an instruction before and after tuning")
     _add_subject(parser)
     parser.add_argument("instruction", help="what is asked, as in the training data")
     parser.add_argument("--input", default="", metavar="TEXT", help="what the instruction is about")
-    parser.add_argument("--max-new-tokens", type=_count, default=128, metavar="N", help="longest answer (128)")
-    parser.set_defaults(command=_generate)
+    parser.add_argument("--max-new-tokens", type=count, default=128, metavar="N", help="longest answer (128)")
 
 
 def _add_subject(parser: argparse.ArgumentParser) -> None:
@@ -67,13 +63,6 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--round", type=_round, metavar="N", help="of a run: the state after N rounds")
     parser.add_argument("--gpu", action=argparse.BooleanOptionalAction, help="compute on a GPU (as the run does)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="precision of the base weights")
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return number
 
 
 def _round(text: str) -> int:
@@ -103,7 +92,6 @@ def _eval(options: argparse.Namespace) -> int:
         tok_len=options.tok_len,
         match=options.match,
         gsm8k=options.gsm8k,
-        gsm8k_zero_shot=options.gsm8k_zero_shot,
         mmlu=options.mmlu,
         humaneval=options.humaneval,
         shots=options.shots,

@@ -42,7 +42,8 @@ class Request:
         data_root: folder of the data files; None for the run's, else `data`.
         tok_len: longest example in tokens; None for the run's, else 1024.
         match: whether greedy answers to these data sets, or the run's held-out part, are to be judged as well.
-        gsm8k, gsm8k_zero_shot, mmlu, humaneval: whether to run these.
+        gsm8k: its forms that are wanted: `gsm8k` with worked examples, `gsm8k-zero-shot` without.
+        mmlu, humaneval: whether to run these.
         shots: worked examples for GSM8K instead of those of Wei et al.
         tasks: names in lm-evaluation-harness.
         task_folder: further task files for it.
@@ -60,8 +61,7 @@ class Request:
     data_root: Path | None = None
     tok_len: int | None = None
     match: bool = False
-    gsm8k: bool = False
-    gsm8k_zero_shot: bool = False
+    gsm8k: Sequence[str] = ()
     mmlu: bool = False
     humaneval: bool = False
     shots: Path | None = None
@@ -169,7 +169,7 @@ def _tasks(request: Request, subject: Subject, console: Console) -> dict[str, Ta
     tasks: dict[str, Task] = {}
     for name, examples in sets.items():
         tasks |= _data_tasks(name, examples[: request.limit], request, subject)
-    if request.gsm8k or request.gsm8k_zero_shot:
+    if request.gsm8k:
         tasks |= _gsm8k_tasks(request, console)
     if request.humaneval:
         tasks["humaneval"] = _humaneval_task(request, console)
@@ -180,7 +180,7 @@ def _example_sets(request: Request, subject: Subject, console: Console) -> dict[
     if request.data:
         root = request.data_root or (Path(subject.config.data.root) if subject.config else Path("data"))
         return {name: load_examples(name, root) for name in request.data}
-    asked = request.gsm8k or request.gsm8k_zero_shot or request.humaneval or request.mmlu or request.tasks
+    asked = request.gsm8k or request.humaneval or request.mmlu or request.tasks
     return {} if asked and not request.match else held_out_examples(subject, console)
 
 
@@ -199,12 +199,11 @@ def _gsm8k_tasks(request: Request, console: Console) -> dict[str, Task]:
         questions = gsm8k.load_questions(request.data_root or Path("data"), show)[: request.limit]
     shots = gsm8k.read_questions(request.shots or gsm8k.SHOTS_FILE)
     decoding = _decoding(request, gsm8k.MAX_NEW_TOKENS)
-    tasks: dict[str, Task] = {}
-    if request.gsm8k:
-        tasks["gsm8k"] = lambda subject, show: gsm8k.few_shot(subject, questions, shots, decoding, show)
-    if request.gsm8k_zero_shot:
-        tasks["gsm8k-zero-shot"] = lambda subject, show: gsm8k.zero_shot(subject, questions, decoding, show)
-    return tasks
+    forms: dict[str, Task] = {
+        "gsm8k": lambda subject, show: gsm8k.few_shot(subject, questions, shots, decoding, show),
+        "gsm8k-zero-shot": lambda subject, show: gsm8k.zero_shot(subject, questions, decoding, show),
+    }
+    return {form: forms[form] for form in request.gsm8k}
 
 
 def _humaneval_task(request: Request, console: Console) -> Task:

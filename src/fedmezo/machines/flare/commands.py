@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+from fedmezo.arguments import Commands, add_command, path_and_keys
 from fedmezo.config import load_config
 from fedmezo.errors import ConfigError
-
-Commands = Any  # argparse keeps the type of its subparsers to itself
 
 SECONDS_TO_WAIT = 300.0
 
 
 def add_machines(commands: Commands) -> None:
     """Add the commands."""
-    add = _adder(commands)
-    parser = add("provision", _provision, "make start-up kits for the server and the sites of a project")
+    parser = add_command(
+        commands, "provision", _provision, "make start-up kits for the server and the sites of a project"
+    )
     parser.add_argument("project", type=Path, metavar="PROJECT.yml", help="server, port and sites")
     parser.add_argument("--out", type=Path, metavar="DIR", help="new folder for the kits (default: the file's name)")
     parser.add_argument("--plaintext", action="store_true", help="without encryption: only to look at the traffic")
-    parser = add("site", _site, "take part in runs as a site, with own data, until interrupted")
+    parser = add_command(commands, "site", _site, "take part in runs as a site, with own data, until interrupted")
     parser.add_argument("kit", type=Path, metavar="KIT", help="the site's start-up kit")
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="the site's examples (.json, .jsonl)")
     parser.add_argument("--model", required=True, metavar="BASE", help="the base model: folder, hub name or `bundled`")
     parser.add_argument("--gpu", action="store_true", help="compute on a GPU")
     parser.add_argument("--device", type=int, default=-1, metavar="N", help="number of the GPU (default: the first)")
     parser.add_argument("--with-parent", action="store_true", help="leave when the process that started this one ends")
-    parser = add("serve", _serve, "start a run on the sites, or go on with one")
+    parser = add_command(commands, "serve", _serve, "start a run on the sites, or go on with one")
     parser.add_argument("kit", type=Path, metavar="KIT", help="the server's start-up kit")
     parser.add_argument(
         "words", nargs="*", metavar="CONFIG, key=value", help="a YAML file, keys to change; or a run's folder"
@@ -44,18 +42,9 @@ def add_machines(commands: Commands) -> None:
         help=f"how long to wait at the start until all sites are there (default: {SECONDS_TO_WAIT:.0f})",
     )
     parser.add_argument("--force", action="store_true", help="go on with a run although something is not as it was")
-    parser = add("partition", _partition, "write each client's examples of a configuration to a file")
+    parser = add_command(commands, "partition", _partition, "write each client's examples of a configuration to a file")
     parser.add_argument("words", nargs="*", metavar="CONFIG, key=value", help="a YAML file and keys to change")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
-
-
-def _adder(commands: Commands) -> Callable[..., argparse.ArgumentParser]:
-    def add(name: str, command: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
-        parser.set_defaults(command=command)
-        return parser
-
-    return add
 
 
 def require_flare() -> None:
@@ -106,7 +95,7 @@ def _serve(options: argparse.Namespace) -> int:
     require_flare()
     if kit.plaintext:
         print("notice: this kit speaks in plain text, without encryption")
-    path, words = _path_and_keys(options.words)
+    path, words = path_and_keys(options.words)
     if path is not None and path.is_dir():
         if words:
             raise ConfigError(f"{path} is a run, whose keys cannot be changed: {' '.join(words)}")
@@ -120,16 +109,9 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _partition(options: argparse.Namespace) -> int:
-    config, _ = load_config(*_path_and_keys(options.words))
+    config, _ = load_config(*path_and_keys(options.words))
     from fedmezo.machines.shards import write_shards
 
-    for file, count in write_shards(config, options.out).items():
-        print(f"{file}  {count:,} examples")
+    for file, num_examples in write_shards(config, options.out).items():
+        print(f"{file}  {num_examples:,} examples")
     return 0
-
-
-def _path_and_keys(words: list[str]) -> tuple[Path | None, list[str]]:
-    """A configuration or run, if the first word names one, and the keys to change."""
-    if words and "=" not in words[0]:
-        return Path(words[0]), words[1:]
-    return None, words
