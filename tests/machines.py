@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from fedmezo.machines.flare.kits import provision
 from fedmezo.machines.flare.local import free_port
 from fedmezo.machines.flare.project import Kit, Project
-from tests.runs import PLAIN, make_base, make_data
+from tests.runs import make_base, make_data, write_config
 
 SITES = ("north", "south", "west")
 
@@ -66,18 +65,7 @@ class Machines:
 
     def config(self, name: str = "run", **changes: Any) -> Path:
         """Write a configuration; keys of `changes` are in dots."""
-        content = json.loads(json.dumps(PLAIN))
-        content.update(outdir=str(self.root / "runs"), expname=name, model={"type": str(self.base)})
-        content["data"]["root"] = str(self.root / "data")
-        for key, value in changes.items():
-            *sections, last = key.split(".")
-            branch = content
-            for section in sections:
-                branch = branch.setdefault(section, {})
-            branch[last] = value
-        path = self.root / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return path
+        return write_config(self.root / f"{name}.yaml", self.base, self.root / "data", expname=name, **changes)
 
     def run(self, *words: str | Path, seconds: float = 240) -> str:
         """Run a command to its end and return what it printed; it must succeed."""

@@ -114,6 +114,22 @@ def make_data(folder: Path, num_examples: int = 80) -> Path:
     return folder
 
 
+def write_config(path: Path, base: Path, data: Path, **changes: Any) -> Path:
+    """Write a configuration over a model and data, with its runs beside it; keys of `changes` are in dots."""
+    content = json.loads(json.dumps(PLAIN))
+    content["outdir"] = str(path.parent / "runs")
+    content["data"]["root"] = str(data)
+    content["model"] = {"type": str(base)}
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        branch = content
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        branch[last] = value
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
 @dataclass(frozen=True)
 class Death:
     """When a process kills itself, as nobody else could time it.
@@ -167,19 +183,7 @@ class Runs:
 
     def config(self, **changes: Any) -> Path:
         """Write a configuration file; keys of `changes` are in dots."""
-        content = json.loads(json.dumps(PLAIN))
-        content["outdir"] = str(self.root / "runs")
-        content["data"]["root"] = str(self._data)
-        content["model"] = {"type": str(self._base)}
-        for key, value in changes.items():
-            *sections, last = key.split(".")
-            branch = content
-            for section in sections:
-                branch = branch.setdefault(section, {})
-            branch[last] = value
-        path = self.root / f"{changes.get('expname', 'config')}.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return path
+        return write_config(self.root / f"{changes.get('expname', 'config')}.yaml", self._base, self._data, **changes)
 
     def start(
         self, *arguments: str | Path, dies: Death | None = None, largest_file: int | None = None
