@@ -30,6 +30,17 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
         cluster.close()
 
 
+def test_ctrl_c_while_no_site_is_there(machines: Machines) -> None:
+    server = machines.start("alone", "serve", machines.server.folder, machines.config("alone"))
+    wait_until(lambda: "none is yet" in machines.output("alone"), 60, "the first round is begun")
+    server.send_signal(signal.SIGINT)
+    assert server.wait(60) == 130
+    [said] = [line for line in machines.output("alone").splitlines() if "interrupted" in line]
+    run = machines.root / "runs" / "alone"
+    assert said == f"interrupted; no round was lost. To go on: fedmezo serve {machines.server.folder} {run}"
+    assert "Traceback" not in machines.output("alone")
+
+
 @pytest.fixture(scope="module")
 def journal(machines: Machines) -> list[dict[str, Any]]:
     """A run of three sites, one of whose model workers is killed after a few rounds."""

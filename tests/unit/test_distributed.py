@@ -89,6 +89,23 @@ def test_with_too_few_the_round_waits_until_somebody_is_back() -> None:
     assert reporters(script, min_clients=2) == [0, 1]
 
 
+def test_a_round_waits_while_nobody_works_on_it() -> None:
+    gone = Arrival(0, Contact.AWAY)
+    script = Script(None, here(0), ready(0), gone, here(0), ready(0), report(0), here(1), ready(1), report(1))
+    made = engine(script, min_clients=2)
+    waiting: list[bool] = []
+    receive = script.receive
+
+    def watch(seconds: float) -> Arrival | None:
+        waiting.append(made.is_waiting)
+        return receive(seconds)
+
+    script.receive = watch  # type: ignore[method-assign]  # to look between the news
+    made.run_round(PLAN, STATE)
+    assert waiting == [True, True, True, False, True, True, False, False, False, False]
+    assert not made.is_waiting
+
+
 def test_a_report_of_another_round_is_not_used() -> None:
     assert reporters(Script(here(0), ready(0), report(0, round_index=4), report(0))) == [0]
 

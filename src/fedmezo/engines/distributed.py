@@ -105,7 +105,6 @@ class Distributed:
         num_clients: of the federation.
         min_clients: reports without which a round goes on waiting.
         report_size: bytes that a report may have.
-        interrupted: whether the user asked to stop.
     """
 
     def __init__(
@@ -130,6 +129,13 @@ class Distributed:
         self._bytes_down: dict[int, int] = {}
         self._bytes_up: dict[int, int] = {}
         self._quiet_seconds = 0.0
+        self._round: _Round | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a round cannot begin for want of clients: none of them has a task of it, or has reported."""
+        this = self._round
+        return this is not None and not this.pending and not this.reports
 
     def run_round(self, plan: RoundPlan, state: ServerState) -> RoundResult:
         """Send the plan to the cohort and collect its reports.
@@ -137,7 +143,7 @@ class Distributed:
         Raises:
             RunError: so many clients cannot take part at all that the rest are too few.
         """
-        this = _Round(plan, state)
+        this = self._round = _Round(plan, state)
         for client in plan.cohort:
             self._send_task(this, client)
         while not self._complete(this):
@@ -146,6 +152,7 @@ class Distributed:
                 self._notice_waiting(this)
             else:
                 self._take(this, arrival)
+        self._round = None
         down, up = self._bytes_down, self._bytes_up
         self._bytes_down, self._bytes_up = {}, {}
         batches = [ready.num_batches for report in this.reports if (ready := self._peers[report.client].ready)]
@@ -255,12 +262,15 @@ class Distributed:
             self._quiet_seconds = 0.0
             return
         if self._quiet_seconds % _SECONDS_BETWEEN_NOTICES == 0:
-            logger.warning(
-                "round %d waits: %d of at least %d clients have reported, the others cannot be reached",
-                this.plan.round,
-                len(this.reports),
-                self._min_clients,
-            )
+            if self.is_waiting:
+                logger.info("round %d begins when clients are here; none is yet", this.plan.round)
+            else:
+                logger.warning(
+                    "round %d waits: %d of at least %d clients have reported, the others cannot be reached",
+                    this.plan.round,
+                    len(this.reports),
+                    self._min_clients,
+                )
         self._quiet_seconds += 1.0
 
 

@@ -176,7 +176,7 @@ def train(
             (m.round, m.value) for m in metrics if m.client is None and m.name == training.evaluation.key
         ]
         progress = stack.enter_context(RoundProgress(this.log, config.federate.total_round_num, state.round))
-        interrupted = stack.enter_context(_interruption())
+        interrupted = stack.enter_context(_interruption(this.place))
         training.run(progress, interrupted)
     if not training.finished:
         this.log.line(f"stopped after round {training.state.round}; to go on: {this.place.resume_command(this.folder)}")
@@ -301,13 +301,16 @@ def _samples(this: Run, theta: Tensor) -> list[Sample]:
 
 
 @contextmanager
-def _interruption() -> Iterator[Callable[[], bool]]:
-    """Tells whether Ctrl-C or SIGTERM asked to stop after the round in hand; a second one drops that round."""
+def _interruption(place: Placement) -> Iterator[Callable[[], bool]]:
+    """Tells whether Ctrl-C or SIGTERM asked to stop after the round in hand; a second one drops that round.
+
+    While the round only waits for clients, the first one ends the work.
+    """
     asked = False
 
     def handle(number: int, _frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:
+        if asked or place.is_waiting():
             raise KeyboardInterrupt
         asked = True
         logger.warning("finishing the round in hand; once more (%s) to drop it", signal.Signals(number).name)

@@ -41,6 +41,10 @@ class Placement(Protocol):
         """What runs the clients."""
         ...
 
+    def is_waiting(self) -> bool:
+        """Whether the next round cannot begin for want of clients, so that stopping loses nothing."""
+        ...
+
     def resume_command(self, folder: Path) -> str:
         """How to go on with the run in this folder."""
         ...
@@ -65,6 +69,10 @@ class Here:
         shards = assemble.make_shards(config, holdings, tuned.model.device)
         group = assemble.clients_at_once(config, tuned.model)
         return Simulation(assemble.make_work(config, tuned), shards, downlink, group)
+
+    def is_waiting(self) -> bool:
+        """Never: the clients are here."""
+        return False
 
     def resume_command(self, folder: Path) -> str:
         """The plain command."""

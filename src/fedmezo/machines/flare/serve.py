@@ -61,6 +61,7 @@ class Elsewhere:
     held_out: Path | None = None
     divided: Callable[[Config, TunedModel, Console], Holdings] | None = None
     by_client: bool = field(init=False)
+    _engine: Distributed | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.by_client = self.divided is not None
@@ -92,7 +93,7 @@ class Elsewhere:
         self.stack.enter_context(Segments(self.kit, link, folder / "link", self.wait_seconds))
         rules = federation.rules
         as_weights = rules.protocol == WEIGHTS
-        return Distributed(
+        self._engine = Distributed(
             link,
             downlink,
             settings=shared_settings(config, str(tuned.dtype).removeprefix("torch.")),
@@ -102,6 +103,11 @@ class Elsewhere:
             min_clients=federation.min_clients,
             report_size=BYTES_PER_PARAMETER * rules.num_parameters if as_weights else LARGEST_SCALARS_REPORT,
         )
+        return self._engine
+
+    def is_waiting(self) -> bool:
+        """Whether the next round waits for sites."""
+        return self._engine is not None and self._engine.is_waiting
 
     def resume_command(self, folder: Path) -> str:
         """The server's command with the run's folder; of kits that go with this process, the simulation's."""
