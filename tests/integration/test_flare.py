@@ -30,15 +30,27 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
         cluster.close()
 
 
-def test_ctrl_c_while_no_site_is_there(machines: Machines) -> None:
+@pytest.fixture(scope="module")
+def alone(machines: Machines) -> str:
+    """What a server says that is interrupted once before any site is there."""
     server = machines.start("alone", "serve", machines.server.folder, machines.config("alone"))
-    wait_until(lambda: "none is yet" in machines.output("alone"), 60, "the first round is begun")
+    wait_until(lambda: "none is yet" in machines.output("alone"), 60, "the first round is due")
     server.send_signal(signal.SIGINT)
     assert server.wait(60) == 130
-    [said] = [line for line in machines.output("alone").splitlines() if "interrupted" in line]
+    return machines.output("alone")
+
+
+def test_ctrl_c_while_no_site_is_there(machines: Machines, alone: str) -> None:
+    [said] = [line for line in alone.splitlines() if "interrupted" in line]
     run = machines.root / "runs" / "alone"
     assert said == f"interrupted; no round was lost. To go on: fedmezo serve {machines.server.folder} {run}"
-    assert "Traceback" not in machines.output("alone")
+    assert "Traceback" not in alone
+
+
+def test_the_server_shows_the_examples_it_knows_and_no_others(alone: str) -> None:
+    """What the sites hold is not known before they report."""
+    assert "nothing is evaluated: the server has no examples of its own (--held-out FILE)" in alone
+    assert "Examples per client" not in alone
 
 
 @pytest.fixture(scope="module")

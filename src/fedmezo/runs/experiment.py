@@ -141,7 +141,8 @@ def load_parts(
             holdings.dataset.dropped + len(holdings.dataset),
             config.llm.tok_len,
         )
-    show_partition(log.console, assemble.category_counts(holdings.partition))
+    if place.by_client:
+        show_partition(log.console, assemble.category_counts(holdings.partition))
     restored = config.federate.restore_from
     if initial is not None:
         theta = initial.to(tuned.model.device)

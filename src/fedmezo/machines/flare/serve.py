@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import tempfile
 import time
@@ -35,6 +36,8 @@ from fedmezo.runs.experiment import run
 from fedmezo.runs.journal import JOURNAL_FILE
 from fedmezo.runs.resume import resume
 from fedmezo.zo.arithmetic import state_hash
+
+logger = logging.getLogger(__name__)
 
 LARGEST_SCALARS_REPORT = 1 << 20
 """Bytes to allow time for; a report of scalars is far smaller."""
@@ -81,6 +84,10 @@ class Elsewhere:
             if examples
             else _no_examples()
         )
+        if examples:
+            logger.info("evaluating on %d examples of the server's own", len(dataset))
+        else:
+            logger.info("nothing is evaluated: the server has no examples of its own (--held-out FILE)")
         return held_out_only([examples[i] for i in dataset.kept], dataset, config)
 
     def engine(
