@@ -87,12 +87,25 @@ def test_a_kit_is_for_its_own_command(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "`fedmezo serve`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [None, "no JSON", "[]", '{"party": "north"}'])
-def test_what_is_no_kit_is_said_so(tmp_path: Path, content: str | None) -> None:
-    if content is not None:
-        (tmp_path / KIT_FILE).write_text(content)
-    with pytest.raises(ConfigError, match="is no start-up kit"):
+@pytest.mark.parametrize("content", ["no JSON", "[]", '{"party": "north"}', pytest.param("[" * 100_000, id="deep")])
+def test_a_damaged_kit_is_said_so(tmp_path: Path, content: str) -> None:
+    (tmp_path / KIT_FILE).write_text(content)
+    with pytest.raises(ConfigError, match=r"is no start-up kit \(its fedmezo.json is damaged\)"):
         read_kit(tmp_path, server=False)
+
+
+@pytest.mark.parametrize(
+    ("folder", "fault"),
+    [("", "it holds no fedmezo.json"), ("nowhere", "there is no such folder")],
+    ids=["empty", "none"],
+)
+def test_what_is_no_kit_is_said_so(tmp_path: Path, folder: str, fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_kit(tmp_path / folder, server=True)
+    assert str(caught.value) == (
+        f"{tmp_path / folder}: is no start-up kit ({fault}); give the server's folder among those that "
+        "`fedmezo provision PROJECT.yml` made"
+    )
 
 
 def test_a_distributed_configuration_says_which_commands_to_use(

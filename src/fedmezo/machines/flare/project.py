@@ -79,14 +79,24 @@ def read_kit(folder: Path, *, server: bool) -> Kit:
     try:
         fields = json.loads((folder / KIT_FILE).read_text())
         kit = Kit(folder.resolve(), **{**fields, "sites": tuple(fields["sites"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+        party = "the server's" if server else "the site's"
         raise ConfigError(
-            f"{folder}: is no start-up kit ({error}); give a folder that `fedmezo provision` made"
+            f"{folder}: is no start-up kit ({_kit_fault(folder, error)}); give {party} folder among those that "
+            "`fedmezo provision PROJECT.yml` made"
         ) from error
     if (kit.party == SERVER) != server:
         wanted = "fedmezo serve" if kit.party == SERVER else "fedmezo site"
         raise ConfigError(f"{folder}: is the kit of {kit.party}; it is for `{wanted}`")
     return kit
+
+
+def _kit_fault(folder: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return f"it holds no {KIT_FILE}" if folder.is_dir() else "there is no such folder"
+    if isinstance(error, OSError):
+        return f"its {KIT_FILE} cannot be read: {error.strerror}"
+    return f"its {KIT_FILE} is damaged"
 
 
 def read_project(path: Path) -> Project:
