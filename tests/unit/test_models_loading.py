@@ -153,7 +153,28 @@ def test_sentencepiece_file_without_the_library(tmp_path: Path, monkeypatch: pyt
         load(tmp_path)
 
 
-def test_directory_without_a_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("files", "missing"),
+    [
+        ((), "no config.json, no weights, no tokenizer"),
+        (("adapter_model.safetensors",), "no config.json, no tokenizer"),
+        (("config.json", "tokenizer.json"), "no weights"),
+        (("config.json", "pytorch_model.bin"), "no tokenizer"),
+    ],
+)
+def test_directory_without_a_model(tmp_path: Path, files: tuple[str, ...], missing: str) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    with pytest.raises(ModelError) as caught:
+        load(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path} holds no base model, since there is {missing}: give a directory that holds config.json, the "
+        "weights (*.safetensors) and the tokenizer, or the name of a model on the Hugging Face hub"
+    )
+
+
+def test_directory_with_a_file_that_is_no_configuration(tmp_path: Path) -> None:
+    (save_model(tmp_path) / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="cannot be loaded as a causal language model with its tokenizer"):
         load(tmp_path)
 

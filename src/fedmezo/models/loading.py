@@ -24,6 +24,16 @@ BUNDLED = "bundled"
 PACKAGE_SUFFIX = "huggingface_llm"
 
 _PROBE_SECONDS = 10
+_NEEDED = {
+    "config.json": ("config.json",),
+    "weights": ("*.safetensors", "*.bin"),
+    "tokenizer": ("*token*", "*vocab*", "*.model", "tekken.json"),
+}
+"""What a model's directory must hold, and the names of files, old ones too, one of which is enough."""
+_WANTED = (
+    "give a directory that holds config.json, the weights (*.safetensors) and the tokenizer, or the name of a model on "
+    "the Hugging Face hub"
+)
 _LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
@@ -39,7 +49,7 @@ def load_base(
         device: where the model goes.
 
     Raises:
-        ModelError: the model cannot be fetched, is damaged, or is no causal language model.
+        ModelError: the model cannot be fetched, is incomplete or damaged, or is no causal language model.
     """
     source = locate(name)
     with _explained(source), _without_progress_bar(), torch.random.fork_rng(devices=[]):
@@ -73,11 +83,14 @@ def locate(name: str) -> str:
     if path.is_dir():
         return str(path)
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise ModelError(
-            f"model.type is {name!r}, but there is no such directory: give a directory that holds config.json, the "
-            "weights (*.safetensors) and the tokenizer, or the name of a model on the Hugging Face hub"
-        )
+        raise ModelError(f"model.type is {name!r}, but there is no such directory: {_WANTED}")
     return name
+
+
+def _require_files(folder: Path) -> None:
+    missing = [what for what, names in _NEEDED.items() if not any(any(folder.glob(name)) for name in names)]
+    if missing:
+        raise ModelError(f"{folder} holds no base model, since there is no {', no '.join(missing)}: {_WANTED}")
 
 
 def _read(source: str, cache: str | None, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]:
@@ -96,6 +109,7 @@ def _read(source: str, cache: str | None, dtype: torch.dtype) -> tuple[Any, Any,
 def _folder(source: str, cache: str | None) -> str | None:
     """The directory given, or the one in the hub's cache, whose files may be incomplete."""
     if Path(source).is_dir():
+        _require_files(Path(source))
         return source
     try:
         return snapshot_download(source, cache_dir=cache, local_files_only=True)
