@@ -190,14 +190,14 @@ class _Builder:
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node)
         if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
-            raise _error(f"the tag {node.tag}", node)
+            raise _unknown_tag(node)
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, keys, (*parents, node))
         return [self.item(child, (*keys, str(i)), (*parents, node)) for i, child in enumerate(node.value)]
 
     def scalar(self, node: yaml.ScalarNode) -> Any:
         if node.tag not in self.loader.yaml_constructors:
-            raise _error(f"the tag {node.tag}", node)
+            raise _unknown_tag(node)
         try:
             return self.loader.construct_object(node)
         except (ValueError, LookupError) as error:  # such as !!int one, or 0x_
@@ -234,6 +234,12 @@ class _Builder:
 
 def _error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def _unknown_tag(node: yaml.Node) -> yaml.MarkedYAMLError:
+    tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+    advice = "leave it out and write a word, a number, a list or a section"
+    return _error(f"the tag {tag} is not supported; {advice}", node)
 
 
 def dotted(keys: Keys) -> str:
