@@ -119,6 +119,14 @@ def test_upstream_files_are_pinned_to_a_whole_commit(name: str) -> None:
             "or a file NAME.json or NAME.jsonl under data.root",
         ),
         ("cora@pyg", "data.type 'cora@pyg': 'pyg' is not supported after the @; write cora@llm"),
+        *(
+            (
+                f"{path}@llm",
+                f"data.type '{path}@llm': the file is named by its path below data.root, which this one leaves; set "
+                "data.root to the file's folder and data.type to x.jsonl",
+            )
+            for path in ("/data/x.jsonl", "../x.jsonl", "sub/../../x.jsonl")
+        ),
     ],
 )
 def test_unknown_data_set(data_type: str, message: str) -> None:

@@ -114,6 +114,11 @@ def data_set_name(data_type: str) -> str:
     if package not in ("", "llm"):
         raise DataError(f"data.type {data_type!r}: {package!r} is not supported after the @; write {name}@llm")
     if name.endswith((".json", ".jsonl", ".jsonl.gz")):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DataError(
+                f"data.type {data_type!r}: the file is named by its path below data.root, which this one leaves; set "
+                f"data.root to the file's folder and data.type to {Path(name).name}"
+            )
         return name
     known = [*PINNED_FILES, "code_search_net", "bundled"]
     if name.lower() in known:
