@@ -192,6 +192,14 @@ def test_a_damaged_line_is_named_with_what_is_sound(path: Path) -> None:
     assert read_journal(path, to_round=5).records == tuple(record(index) for index in range(5))
 
 
+def test_a_line_that_is_nested_too_deeply_is_damaged(path: Path) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[6] = b"[" * 100_000 + b"\n"
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(RunError, match=r"line 7: it is not valid JSON .*rounds 0 to 4 before it are sound"):
+        read_journal(path)
+
+
 def test_lines_of_the_same_length_from_another_run_are_seen(path: Path, tmp_path: Path) -> None:
     """Even a line that is whole in itself, of the right round, does not fit another run's chain."""
     other = write(tmp_path / "other.jsonl", salt=1).read_bytes().splitlines(keepends=True)

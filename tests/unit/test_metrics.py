@@ -145,6 +145,7 @@ KEYS = "expected an object with the keys event, round, client, name, value, unit
     [
         ("{", "not a JSON object; the file is damaged"),
         ("", "not a JSON object; the file is damaged"),
+        pytest.param("[" * 100_000, "not a JSON object; the file is damaged", id="deep"),
         ("[1]", KEYS),
         (GOOD.replace('"unit"', '"units"'), KEYS),
         (GOOD.replace("null", "-1"), "client cannot be -1; the file is damaged"),

@@ -215,6 +215,7 @@ TWICE = [{"train": [0, 1, 2], "val": [0], "test": []}, {"train": [3, 4, 5, 6], "
         (edited(category_of=[10**30]), "p.json: damaged (OverflowError: Python int too large to convert to C long)"),
         ("[]", "p.json: damaged (TypeError: list indices must be integers or slices, not str)"),
         ("{", "p.json: damaged (JSONDecodeError: Expecting property name enclosed in double quotes"),
+        pytest.param("[" * 100_000, "p.json: damaged (RecursionError: maximum recursion depth exceeded", id="deep"),
     ],
 )
 def test_damaged_json(text: str, message: str) -> None:

@@ -68,7 +68,13 @@ def test_the_environment_reads_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), ("{", "damaged"), ("[]", "format version None"), ('{"version": 9}', "format version 9")],
+    [
+        (None, "cannot be read"),
+        ("{", "damaged"),
+        pytest.param("[" * 100_000, "damaged", id="deep"),
+        ("[]", "format version None"),
+        ('{"version": 9}', "format version 9"),
+    ],
 )
 def test_a_damaged_environment_is_named(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:

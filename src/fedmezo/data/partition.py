@@ -100,7 +100,7 @@ class Partition:
             partition = cls(document["splitter"], tuple(document["categories"]), category_of, **parts)
         except DataError:
             raise
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError, OverflowError) as error:
             raise DataError(f"{where}: damaged ({type(error).__name__}: {error}); restore it from a backup") from error
         _check_complete(partition, where)
         return partition

@@ -265,7 +265,7 @@ def _parse(line: bytes, where: str) -> Metric:
     """Return the metric of a line. RunError, with `where`, if it is not one."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise RunError(f"{where}: not a JSON object; the file is damaged") from None
     if not isinstance(row, dict) or tuple(row) != KEYS:
         raise RunError(f"{where}: expected an object with the keys {', '.join(KEYS)}; the file is damaged")

@@ -115,7 +115,7 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
         document = json.loads(path.read_text())
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: damaged: it is no JSON ({error})") from error
     found = document.get("version") if isinstance(document, dict) else None
     if found != ENVIRONMENT_VERSION:

@@ -205,7 +205,7 @@ class _Reader:
         try:
             text = line.decode()
             fields = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunError(f"{self._place(number)}: it is not valid JSON ({error}); {self._sound()}") from error
         if not isinstance(fields, dict):
             raise RunError(f"{self._place(number)}: it is no JSON object; {self._sound()}")

@@ -146,7 +146,7 @@ def _theta_after(round_index: int, folder: Path, journal: Journal, model: Causal
 def _load_adapter(folder: Path, hardware: Hardware) -> Subject:
     try:
         named = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / ADAPTER_CONFIG}: names no base model ({error})") from error
     base, tokenizer, notices = _plain_base(str(named), hardware)
     model = _with_adapter(base, folder)
