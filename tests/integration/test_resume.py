@@ -202,6 +202,30 @@ def test_threads_are_restored(runs: Runs, undisturbed: Path, copy: Path) -> None
     resume_to_the_end(runs, copy)
 
 
+def test_lanes_are_restored(runs: Runs, copy: Path) -> None:
+    path = copy / "environment.json"
+    document = json.loads(path.read_text())
+    assert document["lanes"] > 2
+    path.write_text(json.dumps({**document, "lanes": 2}))
+    resume_to_the_end(runs, copy)
+
+
+def test_keys_that_are_new_are_no_change_at_their_defaults(runs: Runs, copy: Path) -> None:
+    path = copy / "environment.json"
+    document = json.loads(path.read_text())
+    assert document["config"]["train"].pop("gradient_checkpointing") is False  # as if it had not been there yet
+    assert document["config"]["llm"]["adapter"]["args"][0].pop("lora_dropout") == 0.1
+    del document["config"]["fedprox"]
+    path.write_text(json.dumps(document))
+    message = refused(runs, copy)
+    assert "lora_dropout" in message
+    assert "gradient_checkpointing" not in message
+    assert "fedprox" not in message
+    document["config"]["llm"]["adapter"]["args"][0]["lora_dropout"] = 0.1
+    path.write_text(json.dumps(document))
+    resume_to_the_end(runs, copy)
+
+
 def test_changed_data_are_refused(runs: Runs, copy: Path) -> None:
     data = runs.root / "data" / "words.jsonl"
     before = data.read_text()

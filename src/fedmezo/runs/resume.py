@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from rich.console import Console
 from torch import Tensor
 
@@ -119,6 +120,8 @@ def _go_on(config: Config, folder: Path, log: RunLog, journal: Journal, place: P
     recorded = read_environment(folder)
     torch.set_num_threads(recorded["threads"])
     this = load_parts(config, folder, log, _kept_initial(folder, journal.header), place)
+    if config.train.lanes == "auto":  # as then, where the device has room for as many
+        this.tuned.model.use_lanes(min(recorded["lanes"], this.tuned.model.lanes))
     faults = [*_changes(this, recorded, journal.header), *_losses(folder, journal)]
     if faults and not force:
         raise RunError(_refusal(folder, faults))
@@ -181,11 +184,19 @@ def _changes(this: Run, recorded: dict[str, Any], header: Header) -> list[str]:
         **environment(this.tuned.model.device, this.tuned.model.lanes),
         "config": this.config.model_dump(mode="json"),
     }
-    found = differences(recorded, json.loads(json.dumps(present)), WITHOUT_CONSEQUENCE)
-    then = asdict(header)
-    now = asdict(assemble.make_header(this.config, this.tuned, this.holdings, this.theta))
-    changed = [name for name in _CONTENTS if then[name] != now[name]]
-    return found + [f"{_CONTENTS[name]}: {then[name][:16]} then, {now[name][:16]} now" for name in changed]
+    then = {**recorded, "config": _as_read_now(recorded.get("config"))}
+    found = differences(then, json.loads(json.dumps(present)), WITHOUT_CONSEQUENCE)
+    old, new = asdict(header), asdict(assemble.make_header(this.config, this.tuned, this.holdings, this.theta))
+    changed = [name for name in _CONTENTS if old[name] != new[name]]
+    return found + [f"{_CONTENTS[name]}: {old[name][:16]} then, {new[name][:16]} now" for name in changed]
+
+
+def _as_read_now(recorded: Any) -> Any:
+    """The recorded configuration with the keys that there have been since, which the run had at their defaults."""
+    try:
+        return Config.model_validate(recorded).model_dump(mode="json")
+    except ValidationError:  # then it differs from the present one, which is valid
+        return recorded
 
 
 def _losses(folder: Path, journal: Journal) -> list[str]:
