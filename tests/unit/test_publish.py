@@ -87,7 +87,15 @@ def test_another_version_is_named() -> None:
         decode_log(content[:4] + b"\x09" + content[5:], "file")
 
 
-@pytest.mark.parametrize("body", [b"", b"\xff\xff\xff\xff", b"\x02\x00\x00\x00{}"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff\xff\xff\xff",
+        b"\x02\x00\x00\x00{}",
+        pytest.param(b"\x00\x00\x01\x00" + b"[" * 65_536, id="deep"),
+    ],
+)
 def test_a_sound_checksum_over_nonsense_is_refused(body: bytes) -> None:
     packed = zlib.compress(body)
     with pytest.raises(RunError, match="cannot be read"):

@@ -160,7 +160,7 @@ def decode_log(data: bytes, where: str) -> PublishedLog:
         raise RunError(f"{where}: the file is damaged (its checksum does not fit); fetch it again")
     try:
         return _unpack(zlib.decompress(body))
-    except (zlib.error, struct.error, ValueError, KeyError, TypeError) as error:
+    except (zlib.error, struct.error, ValueError, RecursionError, KeyError, TypeError) as error:
         raise RunError(f"{where}: the file cannot be read ({type(error).__name__}: {error})") from error
 
 
