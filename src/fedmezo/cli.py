@@ -139,6 +139,7 @@ def _add_publishing(commands: Commands) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a file that `fedmezo export --as-log` wrote")
     parser.add_argument("--model", metavar="BASE", required=True, help="the base model: hub name, folder or `bundled`")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the adapter there; default: FILE-adapter")
+    parser.add_argument("--restore-from", type=Path, metavar="ADAPTER", help="what the run started from, if saved")
 
 
 def _load(options: argparse.Namespace) -> Loaded:
@@ -182,7 +183,7 @@ def _export(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     from fedmezo.runs.publish import import_log  # imports torch
 
-    return import_log(options.file, options.model, options.out)
+    return import_log(options.file, options.model, options.out, options.restore_from)
 
 
 def _calibrate(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import yaml
 
-from tests.runs import CASES, Death, Runs, differences, kill_after, output_of
+from tests.runs import ADAPTER_FILES, CASES, Death, Runs, differences, kill_after, output_of
 
 
 @pytest.fixture(scope="module")
@@ -292,8 +292,27 @@ def test_a_run_from_a_saved_adapter(runs: Runs, undisturbed: Path) -> None:
     assert differences(run, whole) == []
     code, output = runs.finish("replay", run)
     assert (code, "replayed 5 of 5 planned rounds" in output) == (0, True), output
-    code, output = runs.finish("export", run, "--as-log", runs.root / "restored.fmz")
-    assert (code, "started from a saved adapter" in output) == (2, True)
+
+
+def test_publishing_a_run_from_a_saved_adapter(runs: Runs, undisturbed: Path, tmp_path: Path) -> None:
+    run = runs.run("restored published", **CASES["scalars"], **{"federate.restore_from": str(undisturbed / "adapter")})
+    file, base = tmp_path / "restored.fmz", ("--model", runs.root / "base")
+    code, output = runs.finish("export", run, "--as-log", file)
+    assert (code, "--restore-from ADAPTER" in output) == (0, True), output
+    for words, message in (
+        ((), "the run started from a saved adapter, of the state"),
+        (("--restore-from", run / "adapter"), "the run started from another adapter: its state was"),
+        (("--restore-from", tmp_path / "nowhere"), "cannot be read"),
+    ):
+        code, output = runs.finish("import", file, *base, *words)
+        assert (code, message in output, "Traceback" in output) == (2, True, False), output
+    code, output = runs.finish("import", file, *base, "--restore-from", undisturbed / "adapter")
+    assert code == 0, output
+    for name in ADAPTER_FILES:
+        assert (tmp_path / "restored-adapter" / name).read_bytes() == (run / "adapter" / name).read_bytes()
+    code, output = runs.finish("export", undisturbed, "--as-log", tmp_path / "fresh.fmz")
+    code, output = runs.finish("import", tmp_path / "fresh.fmz", *base, "--restore-from", undisturbed / "adapter")
+    assert (code, "the run started from a fresh adapter" in output) == (2, True), output
 
 
 @pytest.mark.parametrize("largest_file", [300, 1000, 4000, 9000, 20000])

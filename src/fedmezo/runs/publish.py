@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from torch import Tensor
 
 from fedmezo.atomic import replacing
 from fedmezo.errors import RunError, StorageError
 from fedmezo.federation.aggregate import apply_scalars_
+from fedmezo.models.causal_lm import CausalLM
 from fedmezo.records import Contribution, RoundRecord
 from fedmezo.results.console import work_progress
 from fedmezo.results.summary import human_bytes
@@ -65,11 +67,6 @@ def export_log(folder: Path, file: Path, *, to_round: int | None = None) -> int:
     require_scalars(journal.header, folder)
     if to_round is not None and not 0 <= to_round <= journal.next_round:
         raise RunError(f"--to-round {to_round}: {folder / JOURNAL_FILE} has {journal.next_round} rounds")
-    if journal.header.restored:
-        raise RunError(
-            f"{folder}: the run started from a saved adapter (federate.restore_from), which the base model and the "
-            "scalars do not give: publish adapter/ instead"
-        )
     if file.exists():
         raise RunError(f"{file} is there already; nothing is overwritten: choose another file")
     content = encode_log(PublishedLog(journal.header, journal.records, journal.hashes[-1]))
@@ -82,20 +79,27 @@ def export_log(folder: Path, file: Path, *, to_round: int | None = None) -> int:
         f"{file}: {journal.next_round} of {journal.header.rounds} planned rounds in {human_bytes(len(content))}; the "
         f"adapter itself takes {human_bytes(BYTES_PER_PARAMETER * journal.header.num_parameters)}"
     )
+    if journal.header.restored:
+        _say(
+            "the run started from a saved adapter (federate.restore_from), which has to be published too: fedmezo "
+            f"import {file} --model BASE --restore-from ADAPTER"
+        )
     return 0
 
 
-def import_log(file: Path, base: str, out: Path | None = None) -> int:
+def import_log(file: Path, base: str, out: Path | None = None, restore_from: Path | None = None) -> int:
     """Turn a published log into an adapter; returns the exit code.
 
     Args:
         file: that `export_log` wrote.
         base: name or folder of the base model.
         out: the adapter's folder; by default beside the file, under its name and `-adapter`.
+        restore_from: the adapter that the run started from; None for a fresh one.
 
     Raises:
-        RunError: the file is damaged or of another version, or the result is not the published state.
-        ModelError: the base model is another one.
+        RunError: the file is damaged or of another version, the run started from another adapter, or the result is
+            not the published state.
+        ModelError: the base model is another one, or the adapter that the run started from cannot be read.
         StorageError: the adapter cannot be written.
     """
     out = out or file.with_name(f"{file.stem}-adapter")
@@ -105,7 +109,7 @@ def import_log(file: Path, base: str, out: Path | None = None) -> int:
     except OSError as error:
         raise RunError(f"{file}: cannot be read: {error.strerror}") from error
     model = open_model(log.header, base)
-    theta = initial_theta(model, log.header)
+    theta = _starting_theta(model, log.header, restore_from)
     estimator = Estimator(log.header.eps, log.header.queries, log.header.noise)
     with work_progress(Console(), "replaying rounds") as show:
         for record in log.records:
@@ -121,6 +125,25 @@ def import_log(file: Path, base: str, out: Path | None = None) -> int:
         raise StorageError(f"{out}: cannot be written: {error.strerror}") from error
     _say(f"{out}: the adapter after {len(log.records)} rounds, state {log.state_hash}")
     return 0
+
+
+def _starting_theta(model: CausalLM, header: Header, adapter: Path | None) -> Tensor:
+    """Theta (d,) before round 0, from the adapter given or a fresh one, whichever the run started from."""
+    if not header.restored and adapter is None:
+        return initial_theta(model, header)
+    if not header.restored:
+        raise RunError(f"--restore-from {adapter}: the run started from a fresh adapter; leave this out")
+    if adapter is None:
+        raise RunError(
+            f"the run started from a saved adapter, of the state {header.theta_hash[:16]}: give it with --restore-from"
+        )
+    theta = model.read_adapter(adapter)
+    if (found := state_hash(theta)) != header.theta_hash:
+        raise RunError(
+            f"--restore-from {adapter}: the run started from another adapter: its state was {header.theta_hash[:16]}, "
+            f"and this one's is {found[:16]}"
+        )
+    return theta
 
 
 def encode_log(log: PublishedLog) -> bytes:
