@@ -6,7 +6,7 @@ import torch
 
 from benchmarks import common
 from benchmarks.common import Row
-from fedmezo.zo.noise import GAUSSIAN, RADEMACHER
+from fedmezo.zo.noise import GAUSSIAN, RADEMACHER, Noise
 from fedmezo.zo.replay import apply_, local_moves
 
 STEPS, PARAMETERS = 90, 2_700_000
@@ -26,8 +26,10 @@ def main() -> None:
             theta.sub_(torch.normal(0.0, 1.0, theta.shape, generator=generator, device=theta.device), alpha=1e-5)
 
     forms = {
-        "gaussian": lambda: apply_(theta, moves, GAUSSIAN),
-        "rademacher": lambda: apply_(theta, moves, RADEMACHER),
+        "gaussian": lambda: apply_(theta, moves, Noise(GAUSSIAN)),
+        "gaussian, compiled": lambda: apply_(theta, moves, Noise(GAUSSIAN, compiled=True)),
+        "rademacher": lambda: apply_(theta, moves, Noise(RADEMACHER)),
+        "rademacher, compiled": lambda: apply_(theta, moves, Noise(RADEMACHER, compiled=True)),
         "torch.normal and subtract": with_torch_normal,
     }
     times = common.interleaved(forms, 3, options.device)

@@ -27,7 +27,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Token ids of b examples, padded on the right to a common length t."""
+    """Token ids of b examples, padded on the right to a common length t.
+
+    The labels stay on the host, where it is found out which positions count.
+    """
 
     input_ids: Tensor  # (b, t) int64
     attention_mask: Tensor  # (b, t) int64, 1 for a token and 0 for padding

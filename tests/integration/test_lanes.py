@@ -75,7 +75,7 @@ def test_lanes_of_as_many_rows_share_a_forward_and_the_base(directories: dict[st
     thetas = some_thetas(lm)
     lm.use_lanes(4)
     assert lm._laned is not None
-    copied = lm._laned._path._model  # type: ignore[attr-defined]  # what is inside is the point of the test
+    copied = lm._laned.path.model  # type: ignore[attr-defined]  # what is inside is the point of the test
     rows = count_forwards(copied.get_input_embeddings())
     lm.losses(thetas, BATCHES)
     assert rows == [1, 6]

@@ -22,7 +22,7 @@ from fedmezo.zo.calibration import (
     split_errors,
     step_moments,
 )
-from fedmezo.zo.noise import GAUSSIAN, SERVER, Purpose, Stream, directions
+from fedmezo.zo.noise import GAUSSIAN, SERVER, Noise, Purpose, Stream
 from fedmezo.zo.signal import DIRECTIONS, Signal, measure_signal
 from tests.toy import toy_batch
 
@@ -49,7 +49,7 @@ class Cubic:
 
 def measured(model: Cubic) -> list[GradientError]:
     theta = torch.zeros(model.size)
-    return split_errors([measure_signal(model, theta, [toy_batch(0)], seed=5, noise=GAUSSIAN, eps=eps) for eps in EPS])
+    return split_errors([measure_signal(model, theta, [toy_batch(0)], seed=5, noise=Noise(), eps=eps) for eps in EPS])
 
 
 def test_noise_and_bias_are_told_apart_exactly_where_they_follow_their_laws() -> None:
@@ -70,7 +70,7 @@ def test_noise_and_bias_are_told_apart_exactly_where_they_follow_their_laws() ->
 
 def test_the_bias_of_a_cubic_is_its_third_derivative() -> None:
     streams = [Stream(5, Purpose.DIRECTION, client=SERVER, step=i) for i in range(DIRECTIONS)]
-    z = directions(GAUSSIAN, streams, 0, 50).double()
+    z = Noise(GAUSSIAN).directions(streams, 0, 50).double()
     bias = 30.0 / 6 * z.pow(3).sum(1).square().mean().sqrt()
     for error in measured(Cubic(third=30.0)):
         # theta +/- eps z is rounded to float32, 6e-8 of its size, which is the error of the slope too

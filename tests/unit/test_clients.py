@@ -11,7 +11,7 @@ from fedmezo.federation.clients import FirstOrderClients, ZerothOrderClients
 from fedmezo.federation.optimizers import OptimizerFactory
 from fedmezo.records import ClientData, ClientTask, Report
 from fedmezo.zo.estimate import Estimator, projected_gradient
-from fedmezo.zo.noise import directions
+from fedmezo.zo.noise import Noise
 from fedmezo.zo.replay import apply_, direction_stream, local_moves
 from tests.toy import SIZE, Quadratic, ToyData
 
@@ -40,7 +40,7 @@ def run(work: ZerothOrderClients | FirstOrderClients, clients: tuple[int, ...] =
 def test_a_directional_derivative_is_estimated_to_second_order() -> None:
     model = Quadratic()
     batch = DATA[0].batches(2)[0]
-    z = directions("gaussian", [direction_stream(SEED, 2, 0, 0, 0)], 0, SIZE)[0]
+    z = Noise("gaussian").directions([direction_stream(SEED, 2, 0, 0, 0)], 0, SIZE)[0]
     exact = torch.func.jvp(lambda t: model.loss(t, batch), (theta().double(),), (z.double(),))[1]
     for eps in (1e-1, 1e-2):
         estimator = Estimator(eps=eps)
@@ -55,7 +55,7 @@ def test_the_estimate_is_unbiased() -> None:
     point = theta().double().requires_grad_()
     (gradient,) = torch.autograd.grad(model.loss(point, batch), point)
     streams = [direction_stream(SEED, 0, 0, step, 0) for step in range(draws)]
-    z = directions("gaussian", streams, 0, SIZE).double()
+    z = Noise("gaussian").directions(streams, 0, SIZE).double()
     mean = (z @ gradient)[:, None].mul(z).mean(0)
     # the variance of z_i (z.g) is |g|^2 + g_i^2, so five standard errors are
     bound = 5 * torch.sqrt((gradient.norm() ** 2 + gradient**2) / draws)
@@ -65,7 +65,7 @@ def test_the_estimate_is_unbiased() -> None:
 @pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
 @pytest.mark.parametrize("queries", [1, 3])
 def test_the_scalars_replay_to_the_clients_own_theta(noise: str, queries: int) -> None:
-    options = {"noise": noise, "queries": queries, "eps": 1e-2}
+    options = {"noise": Noise(noise), "queries": queries, "eps": 1e-2}
     by_scalars = run(zeroth(Quadratic(), "scalars", **options))  # type: ignore[arg-type]  # as above
     by_weights = run(zeroth(Quadratic(), "weights", **options))  # type: ignore[arg-type]
     for one, other in zip(by_scalars, by_weights, strict=True):
@@ -73,7 +73,7 @@ def test_the_scalars_replay_to_the_clients_own_theta(noise: str, queries: int) -
         assert other.update is not None
         assert len(one.scalars) == 4 * queries
         moves = local_moves(SEED, 2, one.client, 0.01, one.scalars, queries)
-        assert torch.equal(apply_(theta(), moves, noise) - theta(), other.update)
+        assert torch.equal(apply_(theta(), moves, Noise(noise)) - theta(), other.update)
 
 
 @pytest.mark.parametrize("lanes", [2, 4, 5, 64])

@@ -17,9 +17,10 @@ from transformers import (
 )
 
 from fedmezo.models import label_loss
-from fedmezo.models.label_loss import LabelLosses, LabelOnlyPath, PlainPath, choose_path, shifted_targets
+from fedmezo.models.label_loss import LabelLosses, LabelOnlyPath, LabelPositions, PlainPath, choose_path
 from fedmezo.records import IGNORE_LABEL, Batch
 
+CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
     "hidden_size": 16,
@@ -105,18 +106,22 @@ def test_only_label_positions_reach_the_head() -> None:
     assert rows == [0, int((LABELS[:, 1:] != IGNORE_LABEL).sum())]
 
 
-def test_shifted_targets() -> None:
-    labels = torch.tensor([[-100, 7, -100, 8]])
-    targets, counted = shifted_targets(labels, 4)
-    assert targets.tolist() == [[7, -100, 8]]
-    assert counted.tolist() == [[True, False, True]]
-    targets, _ = shifted_targets(labels, 6)  # two virtual tokens in front
-    assert targets.tolist() == [[-100, -100, 7, -100, 8]]
+def test_label_positions() -> None:
+    labels = torch.tensor([[-100, 7, -100, 8], [-100, -100, 9, -100]])
+    positions = LabelPositions.of(labels, 4, CPU)
+    assert positions.index.tolist() == [0, 2, 5]
+    assert positions.targets.tolist() == [7, 8, 9]
+    assert positions.counts.tolist() == [2, 1]
+    virtual = LabelPositions.of(labels, 6, CPU)  # two virtual tokens in front
+    assert virtual.index.tolist() == [2, 4, 9]
+    first = LabelPositions.of(torch.tensor([[7, 8]]), 3, CPU)  # predicted by the virtual token
+    assert first.index.tolist() == [0, 1]
+    assert LabelPositions.of(torch.tensor([[7, 8]]), 2, CPU).targets.tolist() == [8]  # nothing stands before the first
 
 
 def test_means() -> None:
-    counted = torch.tensor([[True, False, True], [False, True, False], [False, False, False]])
-    means = LabelLosses(torch.tensor([1.0, 3.0, 8.0]), counted)
+    labels = torch.tensor([[-100, 4, -100, 5], [-100, -100, 6, -100], [-100, -100, -100, -100]])
+    means = LabelLosses(torch.tensor([1.0, 3.0, 8.0]), LabelPositions.of(labels, 4, CPU))
     assert float(means.mean()) == 4.0
     rows = means.row_means().tolist()
     assert rows[:2] == [2.0, 8.0]

@@ -2,22 +2,38 @@
 
 import hashlib
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._inductor.utils import fresh_cache
 
 from fedmezo.zo import noise
-from fedmezo.zo.noise import Purpose, Stream, directions, permutation, philox, uniform, words
+from fedmezo.zo.noise import (
+    MAX_ROUNDS,
+    MAX_STEPS,
+    SERVER,
+    Noise,
+    Purpose,
+    Stream,
+    compiles,
+    noise_for,
+    permutation,
+    philox,
+    uniform,
+    words,
+)
 
 STREAM = Stream(seed=2024, purpose=Purpose.DIRECTION, round=3, client=1, step=7, query=2)
 
 
 def philox_of(counter: tuple[int, ...], key: tuple[int, int]) -> list[int]:
     c0, c1, c2, c3 = (torch.tensor([word]) for word in counter)
-    return [int(word) for word in philox((c0, c1, c2, c3), key)]
+    k0, k1 = (torch.tensor([word]) for word in key)
+    return [int(word) for word in philox((c0, c1, c2, c3), (k0, k1))]
 
 
 def philox_reference(counter: tuple[int, ...], key: tuple[int, int]) -> list[int]:
@@ -70,8 +86,8 @@ def signs_by_hand(count: int) -> list[float]:
 
 
 def test_elements_come_low_half_first_and_low_bit_first() -> None:
-    assert directions("gaussian", [STREAM], 0, 50)[0].tolist() == gaussian_by_hand(50)
-    assert directions("rademacher", [STREAM], 0, 300)[0].tolist() == signs_by_hand(300)
+    assert Noise("gaussian").directions([STREAM], 0, 50)[0].tolist() == gaussian_by_hand(50)
+    assert Noise("rademacher").directions([STREAM], 0, 300)[0].tolist() == signs_by_hand(300)
 
 
 def test_the_quantile_table_is_pinned_and_the_same_from_float32() -> None:
@@ -89,15 +105,46 @@ def test_any_range_and_any_company_give_the_bits_of_the_whole(kind: str, data: s
     start = data.draw(st.integers(0, 3000))
     stop = data.draw(st.integers(start, 3000))
     others = [Stream(2024, Purpose.DIRECTION, client=c) for c in range(data.draw(st.integers(0, 3)))]
-    whole = directions(kind, [STREAM], 0, 3000)[0]
-    assert torch.equal(directions(kind, [*others, STREAM], start, stop)[-1], whole[start:stop])
+    whole = Noise(kind).directions([STREAM], 0, 3000)[0]
+    assert torch.equal(Noise(kind).directions([*others, STREAM], start, stop)[-1], whole[start:stop])
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "rademacher"])
 def test_chunks_of_generation_do_not_show(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = directions(kind, [STREAM], 5, 5000)
-    monkeypatch.setattr(noise, "CHUNK", 384)
-    assert torch.equal(directions(kind, [STREAM], 5, 5000), whole)
+    whole = Noise(kind).directions([STREAM], 5, 5000)
+    monkeypatch.setattr(noise, "chunk_of", lambda device: 384)
+    assert torch.equal(Noise(kind).directions([STREAM], 5, 5000), whole)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "rademacher"])
+def test_the_compiled_generator_gives_the_bits_of_the_eager_one(kind: str) -> None:
+    assert compiles(kind, torch.device("cpu"))
+    streams = [Stream(2**64 - 1, Purpose.DIRECTION, MAX_ROUNDS - 1, SERVER - i, MAX_STEPS - 1, 255) for i in range(5)]
+    for some, start, stop in ((streams, 0, 70_000), (streams[:1], 3, 4), (streams[:2], 2**31 - 5, 2**31 + 300_000)):
+        compiled = Noise(kind, compiled=True).directions(some, start, stop)
+        assert torch.equal(compiled, Noise(kind).directions(some, start, stop))
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a machine without one, and with nothing compiled earlier."""
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/no/such/compiler"))
+
+    def forget() -> None:
+        compiles.cache_clear()
+        noise._compiled.cache_clear()
+        torch._dynamo.reset()
+
+    forget()
+    with fresh_cache():
+        yield
+    forget()
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_the_eager_generator_is_used() -> None:
+    assert not compiles("gaussian", torch.device("cpu"))
+    assert noise_for("gaussian", 1 << 40, torch.device("cpu")) == Noise("gaussian")
 
 
 def kolmogorov_distance(sample: Tensor) -> float:
@@ -111,7 +158,7 @@ def kolmogorov_distance(sample: Tensor) -> float:
 
 def test_gaussian_moments_and_distribution() -> None:
     n = 1 << 20
-    z = directions("gaussian", [STREAM], 0, n)[0].double()
+    z = Noise("gaussian").directions([STREAM], 0, n)[0].double()
     # five standard errors of each statistic of n normal draws
     assert abs(z.mean()) < 5 / math.sqrt(n)
     assert abs(z.var() - 0.99999) < 5 * math.sqrt(2 / n)
@@ -122,7 +169,7 @@ def test_gaussian_moments_and_distribution() -> None:
 
 
 def test_rademacher_is_balanced_and_of_unit_size() -> None:
-    z = directions("rademacher", [STREAM], 0, 1 << 20)[0].double()
+    z = Noise("rademacher").directions([STREAM], 0, 1 << 20)[0].double()
     assert set(z.tolist()) == {-1.0, 1.0}
     assert abs(z.mean()) < 5 / 1024
 
@@ -131,7 +178,7 @@ def test_streams_that_differ_in_one_word_are_independent() -> None:
     base = dict(seed=1, purpose=Purpose.DIRECTION, round=1, client=1, step=1, query=1)
     variants = [Stream(**base)] + [Stream(**{**base, name: 2}) for name in ("seed", "round", "client", "step", "query")]  # type: ignore[arg-type]  # one dict, mixed types
     variants.append(Stream(**{**base, "purpose": Purpose.ADAPTER}))  # type: ignore[arg-type]  # as above
-    z = torch.cat([directions("gaussian", [stream], 0, 1 << 14) for stream in variants]).double()
+    z = torch.cat([Noise("gaussian").directions([stream], 0, 1 << 14) for stream in variants]).double()
     correlation = torch.corrcoef(z) - torch.eye(len(variants))
     assert correlation.abs().max() < 5 / math.sqrt(1 << 14)
 
@@ -156,6 +203,6 @@ def test_a_word_that_does_not_fit_its_bits_is_refused(words_: dict[str, int]) ->
 
 def test_unknown_noise_and_mixed_seeds_are_refused() -> None:
     with pytest.raises(ValueError, match="'gaussian' or 'rademacher'"):
-        directions("cauchy", [STREAM], 0, 4)
+        Noise("cauchy")
     with pytest.raises(ValueError, match="different seeds"):
-        directions("gaussian", [STREAM, Stream(1, Purpose.DIRECTION)], 0, 4)
+        Noise("gaussian").directions([STREAM, Stream(1, Purpose.DIRECTION)], 0, 4)

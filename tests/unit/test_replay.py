@@ -13,7 +13,7 @@ from torch import Tensor
 from fedmezo.zo import replay
 from fedmezo.zo.arithmetic import decode_scalars, encode_scalars, round_coefficient, round_scalar, state_hash
 from fedmezo.zo.estimate import Estimator, perturb, projected_gradient
-from fedmezo.zo.noise import directions
+from fedmezo.zo.noise import Noise
 from fedmezo.zo.replay import Move, apply_, apply_range_, direction_stream, local_moves, update_from_zero
 
 finite = st.floats(-1e30, 1e30, allow_subnormal=False)
@@ -64,10 +64,10 @@ def some_moves(noise_scale: float = 1e-3) -> list[Move]:
 @pytest.mark.parametrize("kind", ["gaussian", "rademacher"])
 def test_every_way_to_write_a_move_gives_the_same_bits(kind: str) -> None:
     theta, move = some_theta(), some_moves()[0]
-    z = directions(kind, [move.stream], 0, len(theta))[0]
+    z = Noise(kind).directions([move.stream], 0, len(theta))[0]
     c = move.coefficient
     expected = (theta.double() - c * z.double()).float()  # exact in float64, then one rounding
-    assert torch.equal(apply_(theta.clone(), [move], kind), expected)
+    assert torch.equal(apply_(theta.clone(), [move], Noise(kind)), expected)
     assert torch.equal(theta - c * z.float(), expected)
     assert torch.equal(torch.addcmul(theta, z.float(), torch.tensor(c), value=-1), expected)
     assert torch.equal(perturb(theta, z, -c), expected)
@@ -79,24 +79,24 @@ def test_replay_is_the_moves_one_after_the_other(kind: str, chunk: int, monkeypa
     theta = some_theta()
     expected = theta.clone()
     for move in some_moves():
-        expected = expected - move.coefficient * directions(kind, [move.stream], 0, len(theta))[0].float()
-    monkeypatch.setattr(replay, "CHUNK", chunk)
-    assert torch.equal(apply_(theta.clone(), some_moves(), kind), expected)
+        expected = expected - move.coefficient * Noise(kind).directions([move.stream], 0, len(theta))[0].float()
+    monkeypatch.setattr(replay, "chunk_of", lambda device: chunk)
+    assert torch.equal(apply_(theta.clone(), some_moves(), Noise(kind)), expected)
 
 
 @given(st.integers(0, 5000), st.integers(0, 5000))
 def test_a_range_of_theta_is_replayed_alone(a: int, b: int) -> None:
     start, stop = min(a, b), max(a, b)
-    whole = apply_(some_theta(), some_moves(), "rademacher")
-    part = apply_range_(some_theta()[start:stop].clone(), some_moves(), "rademacher", start)
+    whole = apply_(some_theta(), some_moves(), Noise("rademacher"))
+    part = apply_range_(some_theta()[start:stop].clone(), some_moves(), Noise("rademacher"), start)
     assert torch.equal(part, whole[start:stop])
 
 
 def test_an_update_from_zero_is_the_sum_of_the_moves() -> None:
     total = torch.zeros(300, dtype=torch.float64)
     for move in some_moves():
-        total -= move.coefficient * directions("gaussian", [move.stream], 100, 400)[0].double()
-    update = update_from_zero(some_moves(), "gaussian", 100, 400, torch.device("cpu"))
+        total -= move.coefficient * Noise("gaussian").directions([move.stream], 100, 400)[0].double()
+    update = update_from_zero(some_moves(), Noise("gaussian"), 100, 400, torch.device("cpu"))
     assert torch.allclose(update.double(), total, rtol=1e-5, atol=1e-9)  # float32 sums against float64
 
 
@@ -109,7 +109,7 @@ def test_moves_carry_step_query_and_their_share() -> None:
 
 
 def test_a_zero_scalar_moves_nothing() -> None:
-    assert torch.equal(apply_(some_theta(), local_moves(1, 0, 0, 1.0, [0.0, -0.0], 1), "gaussian"), some_theta())
+    assert torch.equal(apply_(some_theta(), local_moves(1, 0, 0, 1.0, [0.0, -0.0], 1), Noise("gaussian")), some_theta())
 
 
 def test_the_state_hash_is_over_little_endian_float32() -> None:

@@ -26,7 +26,7 @@ from fedmezo.federation.round import (
 from fedmezo.records import ClientTask, Report, RoundPlan, RoundRecord
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimate import Estimator
-from fedmezo.zo.noise import directions
+from fedmezo.zo.noise import Noise
 from fedmezo.zo.replay import direction_stream, local_moves, update_from_zero
 from tests.toy import SIZE, Quadratic, ToyData, toy_segments
 
@@ -127,7 +127,7 @@ def test_replay_is_the_weighted_sum_of_the_moves_in_float64() -> None:
     for report in reports:
         for index, g in enumerate(report.scalars or ()):
             stream = direction_stream(SEED, 0, report.client, index // 2, index % 2)
-            z = directions("gaussian", [stream], 0, SIZE)[0].double()
+            z = Noise("gaussian").directions([stream], 0, SIZE)[0].double()
             expected -= report.num_examples / total * 0.01 * g / 2 * z
     after, _ = close_round_(chosen, state, plan, reports)
     # coefficients are rounded to 16 bits and each of the 24 subtractions to float32
@@ -151,7 +151,7 @@ def test_one_client_with_one_step_is_a_mezo_step() -> None:
         Simulation(work, data, Downlink("scalars", SIZE, derivable=True)).run_round(plan, state).reports,
     )
 
-    z = directions("gaussian", [direction_stream(SEED, 0, 0, 0, 0)], 0, SIZE)[0].float()
+    z = Noise("gaussian").directions([direction_stream(SEED, 0, 0, 0, 0)], 0, SIZE)[0].float()
     batch = data[0].batches(0)[0]
     g = (float(model.loss(theta + eps * z, batch)) - float(model.loss(theta - eps * z, batch))) / (2 * eps)
     # ours rounds g to bfloat16 (2^-9), eps and the coefficient to 16 bits; float32 losses differ by 2^-24 / eps
@@ -253,7 +253,7 @@ def test_drift_is_summed_over_tensors_and_the_same_from_scalars_and_updates() ->
     parts = records[0].contributions
     updates = [
         update_from_zero(
-            local_moves(SEED, 0, p.client, p.rate, p.scalars or (), 2), "gaussian", 0, SIZE, torch.device("cpu")
+            local_moves(SEED, 0, p.client, p.rate, p.scalars or (), 2), Noise("gaussian"), 0, SIZE, torch.device("cpu")
         )
         for p in parts
     ]

@@ -56,7 +56,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_the_environment_reads_back(tmp_path: Path) -> None:
-    description = environment(torch.device("cpu"), lanes=4)
+    description = environment(torch.device("cpu"), lanes=4, compiled=False)
     write_environment(tmp_path, description, {"seed": 1, "train": {"lr": 0.1}})
     document = read_environment(tmp_path)
     assert document["lanes"] == 4

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedmezo.errors import TrainingError
 from fedmezo.records import Batch
 from fedmezo.zo import signal
+from fedmezo.zo.noise import Noise
 from fedmezo.zo.signal import Signal, describe, find_sound_eps, larger_steps, measure_signal
 from tests.toy import SIZE, Quadratic, toy_batch
 
@@ -32,7 +33,7 @@ class Rounding(Quadratic):
 
 
 def measured(eps: float, resolution: float) -> Signal:
-    return measure_signal(Rounding(resolution=resolution), THETA, BATCHES, seed=3, noise="gaussian", eps=eps)
+    return measure_signal(Rounding(resolution=resolution), THETA, BATCHES, seed=3, noise=Noise("gaussian"), eps=eps)
 
 
 def test_without_rounding_a_quadratic_has_no_noise_and_its_slope_is_the_signal() -> None:
@@ -58,7 +59,7 @@ def test_noise_is_that_of_the_rounded_losses(eps: float, monkeypatch: pytest.Mon
 
 
 def test_a_larger_step_is_found_where_rounding_hides_the_signal() -> None:
-    signals = find_sound_eps(Rounding(resolution=0.02), THETA, BATCHES, seed=3, noise="gaussian", eps=1e-3)
+    signals = find_sound_eps(Rounding(resolution=0.02), THETA, BATCHES, seed=3, noise=Noise("gaussian"), eps=1e-3)
     assert [found.eps for found in signals] == [1e-3, *larger_steps(1e-3)][: len(signals)]
     assert [found.is_sound for found in signals] == [False] * (len(signals) - 1) + [True]
     assert len(signals) > 1
@@ -83,4 +84,4 @@ def test_advice() -> None:
 
 def test_a_loss_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(TrainingError, match="not finite"):
-        measure_signal(Quadratic(poison={1}), THETA, BATCHES, seed=3, noise="gaussian", eps=1e-2)
+        measure_signal(Quadratic(poison={1}), THETA, BATCHES, seed=3, noise=Noise("gaussian"), eps=1e-2)

@@ -23,9 +23,10 @@ from fedmezo.machines.site import Loaded, Site
 from fedmezo.records import ClientTask, Contribution, RoundRecord
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimate import Estimator
+from fedmezo.zo.noise import Noise
 from tests.toy import SIZE, Quadratic, ToyData
 
-ESTIMATOR = Estimator(eps=0.01, queries=1, noise="gaussian", clip=0.0)
+ESTIMATOR = Estimator(eps=0.01, queries=1, noise=Noise("gaussian"), clip=0.0)
 THETA = torch.linspace(-1.0, 1.0, SIZE)
 BASE_HASH = "ab" * 32
 SETUP = Setup(1, 0, BASE_HASH, state_hash(THETA), {})

@@ -202,6 +202,8 @@ def _unused_by_bp(config: Config) -> Iterator[str]:
         yield "train.zo has no effect: llmtrainer does not perturb"
     if config.train.lanes != "auto":
         yield "train.lanes has no effect: llmtrainer does not perturb"
+    if config.train.compile != "auto":
+        yield "train.compile has no effect: llmtrainer does not perturb"
     scheduler = config.train.scheduler
     if (scheduler.warmup_steps or scheduler.warmup_ratio) and not scheduler.type.startswith("warmup_"):
         yield "the warm-up of train.scheduler has no effect: its type is neither warmup_step nor warmup_noam"

@@ -56,7 +56,7 @@ class EncodedDataset:
         return np.diff(self.offsets)
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64], device: torch.device | None = None) -> Batch:
-        """Gather one example or more, padded on the right to the longest of them."""
+        """Gather one example or more, padded on the right to the longest of them; see `Batch`."""
         rows = np.asarray(indices, dtype=np.int64)
         starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
         positions = np.arange(lengths.max())
@@ -68,7 +68,7 @@ class EncodedDataset:
         return Batch(
             input_ids=torch.from_numpy(input_ids).to(device),
             attention_mask=torch.from_numpy(is_token.astype(np.int64)).to(device),
-            labels=torch.from_numpy(labels).to(device),
+            labels=torch.from_numpy(labels),
         )
 
 

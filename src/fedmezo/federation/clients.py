@@ -20,7 +20,7 @@ from fedmezo.federation.aggregate import WEIGHTS
 from fedmezo.federation.optimizers import OptimizerFactory
 from fedmezo.records import Batch, ClientData, ClientTask, Differentiable, Report, Trainable
 from fedmezo.zo.estimate import Estimator, perturb, projected_gradient
-from fedmezo.zo.noise import Purpose, Stream, directions, words
+from fedmezo.zo.noise import Purpose, Stream, words
 from fedmezo.zo.replay import Move, apply_, direction_stream, local_moves
 
 BYTES_PER_ELEMENT = 2
@@ -123,7 +123,7 @@ class ZerothOrderClients:
         theta = probes[0].run.theta
         if self.lanes == 1 and len(probes) * len(theta) * BYTES_PER_ELEMENT > KEPT_BYTES:
             return None
-        return directions(self.estimator.noise, [probe.stream for probe in probes], 0, len(theta), theta.device)
+        return self.estimator.noise.directions([probe.stream for probe in probes], 0, len(theta), theta.device)
 
     def _probe_losses(self, probes: Sequence[_Probe], z: Tensor | None, copies: Tensor) -> list[tuple[float, float]]:
         """The losses at theta + eps z and theta - eps z of each probe."""

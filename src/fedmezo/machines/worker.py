@@ -129,7 +129,7 @@ def load(options: WorkerOptions, setup: Setup) -> Loaded:
         base_hash=tuned.base_hash,
         theta=tuned.theta,
         seed=config.seed,
-        estimator=assemble.make_estimator(config),
+        estimator=assemble.make_estimator(config, tuned.model),
     )
 
 

@@ -31,11 +31,43 @@ LOGIT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class LabelPositions:
+    """Where the label tokens of a batch are predicted."""
+
+    index: Tensor  # (n,) int64: which of the b (v + t) positions, row by row; b (v + t) for a token that has none
+    targets: Tensor  # (n,) int64: the token that is predicted there
+    counts: Tensor  # (b,) int64: label tokens of each row
+    length: int  # v + t
+
+    @property
+    def size(self) -> int:
+        """Positions of the batch, b (v + t)."""
+        return len(self.counts) * self.length
+
+    @classmethod
+    def of(cls, labels: Tensor, length: int, device: torch.device) -> LabelPositions:
+        """Find them in labels (b, t) on the host, where what depends on values keeps no device waiting.
+
+        `length` is v + t: the virtual tokens stand first and carry no label, but the last of them predicts the first
+        token. The first of all v + t tokens is predicted nowhere.
+        """
+        shifted = F.pad(labels, (length - labels.shape[1], 0), value=IGNORE_LABEL)[:, 1:]
+        is_label = shifted != IGNORE_LABEL  # (b, v + t - 1)
+        rows, columns = is_label.nonzero(as_tuple=True)
+        return cls(
+            index=to_device(rows * length + columns, device),
+            targets=to_device(shifted[is_label], device),
+            counts=to_device(is_label.sum(1), device),
+            length=length,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class LabelLosses:
     """The loss of each label token of a batch."""
 
     losses: Tensor  # (n,) float32, row by row
-    counted: Tensor  # (b, v + t - 1) bool: which positions predict a label
+    positions: LabelPositions
 
     def mean(self) -> Tensor:
         """Mean over the label tokens, a scalar; not a number when there are none."""
@@ -43,17 +75,20 @@ class LabelLosses:
 
     def group_means(self, groups: int) -> Tensor:
         """Mean over the label tokens of each group of consecutive rows, (groups,); groups are of equal size."""
-        dense = torch.zeros(self.counted.shape, dtype=self.losses.dtype, device=self.losses.device)
-        sums = dense.masked_scatter(self.counted, self.losses).view(groups, -1).sum(1)
-        return sums / self.counted.view(groups, -1).sum(1)
+        size = self.positions.size
+        dense = self.losses.new_zeros(size + 1)  # each sum in one fixed order; the last is for what has no position
+        sums = dense.index_copy_(0, self.positions.index, self.losses)[:size].view(groups, -1).sum(1)
+        return sums / self.positions.counts.view(groups, -1).sum(1)
 
     def row_means(self) -> Tensor:
         """Mean over each row's own label tokens, (b,)."""
-        return self.group_means(len(self.counted))
+        return self.group_means(len(self.positions.counts))
 
 
 class LossPath(Protocol):
     """A way from a batch to the loss of each of its label tokens."""
+
+    model: nn.Module
 
     def __call__(self, batch: Batch) -> LabelLosses:
         """The loss of each label token at the model's live tensors; keeps a graph where gradients are on."""
@@ -64,33 +99,36 @@ class PlainPath:
     """The model's own forward pass: the logits of every position."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self.model = model
 
     def __call__(self, batch: Batch) -> LabelLosses:
         """See `LossPath`."""
-        logits = self._model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-        targets, counted = shifted_targets(batch.labels, logits.shape[1])
-        losses = F.cross_entropy(logits[:, :-1][counted].float(), targets[counted], reduction="none")
-        return LabelLosses(losses, counted)
+        logits = self.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        positions = LabelPositions.of(batch.labels, logits.shape[1], logits.device)
+        chosen = logits.flatten(0, 1)[positions.index].float()
+        return LabelLosses(F.cross_entropy(chosen, positions.targets, reduction="none"), positions)
 
 
 class LabelOnlyPath:
-    """The output head on the positions that predict a label alone, in chunks."""
+    """The output head on the positions that predict a label alone, in chunks.
+
+    No attention mask is given: padding is on the right, where a causal model's earlier positions do not see it, and
+    attention without a mask is faster and needs no look at the mask's values.
+    """
 
     def __init__(self, model: nn.Module, head: nn.Module, finish: Callable[[Tensor], Tensor], vocabulary: int) -> None:
-        self._model = model
+        self.model = model
         self._head = head
         self._finish = finish
         self._positions_at_once = max(1, LOGIT_BYTES // (4 * vocabulary))
 
     def __call__(self, batch: Batch) -> LabelLosses:
         """See `LossPath`."""
-        hidden = self.hidden_states(batch)
-        targets, counted = shifted_targets(batch.labels, hidden.shape[1])
-        losses = self._losses(hidden[:, :-1][counted], targets[counted])
-        return LabelLosses(losses, counted)
+        hidden = self.hidden_states(batch.input_ids)
+        positions = LabelPositions.of(batch.labels, hidden.shape[1], hidden.device)
+        return LabelLosses(self.token_losses(hidden.flatten(0, 1)[positions.index], positions.targets), positions)
 
-    def hidden_states(self, batch: Batch) -> Tensor:
+    def hidden_states(self, input_ids: Tensor) -> Tensor:
         """What the model would give to its output head, (b, v + t, h)."""
         caught: list[Tensor] = []
 
@@ -99,12 +137,12 @@ class LabelOnlyPath:
             return (inputs[0][:, :0],)
 
         with self._head.register_forward_pre_hook(catch):
-            self._model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+            self.model(input_ids=input_ids, use_cache=False)
         if len(caught) != 1:
             raise ModelError(f"the output head ran {len(caught)} times in one forward pass")
         return caught[0]
 
-    def _losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def token_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """The loss of each row of (n, h), chunk by chunk; with gradients, the logits are made again on the way back."""
         size = self._positions_at_once
         chunks = list(zip(torch.split(hidden, size), torch.split(targets, size), strict=True))
@@ -116,13 +154,9 @@ class LabelOnlyPath:
         return F.cross_entropy(self._finish(self._head(hidden)).float(), targets, reduction="none")
 
 
-def shifted_targets(labels: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """What each position but the last predicts, and whether it counts: two (b, length - 1) tensors.
-
-    `length` is v + t: the virtual tokens stand first and carry no label, but the last of them predicts the first token.
-    """
-    targets = F.pad(labels, (length - labels.shape[1], 0), value=IGNORE_LABEL)[:, 1:]
-    return targets, targets != IGNORE_LABEL
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Values made on the host, on the device; a GPU fetches them by itself while the host goes on."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def choose_path(model: nn.Module, base: PreTrainedModel) -> tuple[LossPath, list[str]]:
@@ -158,14 +192,14 @@ def _after_head(config: PreTrainedConfig) -> Callable[[Tensor], Tensor]:
     return finish
 
 
-def probe_of(base: PreTrainedModel) -> Batch:
-    """Two rows of eight tokens from all over the vocabulary; the second half is label, the second row is padded."""
-    ids = (torch.arange(16, device=base.device) * 7919 % num_rows(base)).view(2, 8)
+def probe_of(base: PreTrainedModel, rows: int = 2, length: int = 8) -> Batch:
+    """Rows of tokens from all over the vocabulary; the second half is label, the end of the last row is padding."""
+    ids = (torch.arange(rows * length, device=base.device) * 7919 % num_rows(base)).view(rows, length)
     mask = torch.ones_like(ids)
-    mask[1, 6:] = 0
+    mask[-1, -2:] = 0
     labels = ids.masked_fill(mask == 0, IGNORE_LABEL)
-    labels[:, :4] = IGNORE_LABEL
-    return Batch(input_ids=ids, attention_mask=mask, labels=labels)
+    labels[:, : length // 2] = IGNORE_LABEL
+    return Batch(input_ids=ids, attention_mask=mask, labels=labels.cpu())
 
 
 def _agree(plain: LossPath, label_only: LossPath, batch: Batch, dtype: torch.dtype) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -24,61 +24,53 @@ from fedmezo.models.label_loss import LossPath, choose_path, losses_agree, probe
 from fedmezo.records import IGNORE_LABEL, Batch, Segment
 
 
-class LaneThetas:
-    """Where the laned layers of a model find their values; set before each forward pass."""
-
-    def __init__(self) -> None:
-        self.stacked = torch.empty(0, 0)  # (L, d) float32
-
-    def __len__(self) -> int:
-        return len(self.stacked)
-
-    def view(self, segment: Segment) -> Tensor:
-        """One tensor of every lane, (L, *shape)."""
-        return self.stacked[:, segment.start : segment.stop].view(-1, *segment.shape)
-
-
 class LaneLora(nn.Module):
     """A LoRA layer whose A and B differ from lane to lane; the base layer's product is taken once over all rows.
 
     The low-rank product is in float32, as in PEFT: in half precision its own rounding would hide a perturbation of A.
     """
 
-    def __init__(self, layer: lora.Linear, thetas: LaneThetas, a: Segment, b: Segment) -> None:
+    def __init__(self, layer: lora.Linear, segments: Mapping[str, Segment]) -> None:
         super().__init__()
         self.base_layer: nn.Module = layer.base_layer
         self.scaling: float = layer.scaling[ADAPTER_NAME]
-        self.thetas, self.a, self.b = thetas, a, b
-        self.segments = (a, b)
+        self.segments = tuple(segments[f"lora_{name}.{ADAPTER_NAME}.weight"] for name in "AB")
+        self.a = self.b = torch.empty(0)
+
+    def take(self, values: Sequence[Tensor]) -> None:
+        """Use these A (L, r, in) and B (L, out, r)."""
+        self.a, self.b = values
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (L b, ..., in) to (L b, ..., out)."""
         base = self.base_layer(x)
-        lanes = len(self.thetas)
+        lanes = len(self.a)
         inputs = x.reshape(lanes, -1, x.shape[-1]).float()  # (L, n, in)
-        low = torch.bmm(inputs, self.thetas.view(self.a).mT)  # (L, n, r)
+        low = torch.bmm(inputs, self.a.mT)  # (L, n, r)
         outputs = base.reshape(lanes, -1, base.shape[-1]).float()  # (L, n, out)
-        return torch.baddbmm(outputs, low, self.thetas.view(self.b).mT, alpha=self.scaling).to(base.dtype).view_as(base)
+        return torch.baddbmm(outputs, low, self.b.mT, alpha=self.scaling).to(base.dtype).view_as(base)
 
 
 class LaneIA3(nn.Module):
     """An (IA)3 layer whose scales differ from lane to lane."""
 
-    def __init__(self, layer: ia3.Linear, thetas: LaneThetas, scale: Segment) -> None:
+    def __init__(self, layer: ia3.Linear, segments: Mapping[str, Segment]) -> None:
         super().__init__()
         self.base_layer: nn.Module = layer.base_layer
         self.is_feedforward: bool = layer.is_feedforward
-        self.thetas, self.scale = thetas, scale
-        self.segments = (scale,)
+        self.segments = (segments[f"ia3_l.{ADAPTER_NAME}"],)
+        self.scales = torch.empty(0)
+
+    def take(self, values: Sequence[Tensor]) -> None:
+        """Use these scales (L, in or out)."""
+        self.scales = values[0].flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (L b, ..., in) to (L b, ..., out)."""
         return self.base_layer(self._scaled(x)) if self.is_feedforward else self._scaled(self.base_layer(x))
 
     def _scaled(self, x: Tensor) -> Tensor:
-        lanes = len(self.thetas)
-        scales = self.thetas.view(self.scale).view(lanes, 1, -1)
-        return (x.reshape(lanes, -1, x.shape[-1]) * scales).to(x.dtype).view_as(x)
+        return (x.reshape(len(self.scales), -1, x.shape[-1]) * self.scales[:, None]).to(x.dtype).view_as(x)
 
 
 class LanePrompt(nn.Module):
@@ -88,20 +80,24 @@ class LanePrompt(nn.Module):
     written to: the live tensors may be views of a theta that belongs to someone else.
     """
 
-    def __init__(self, encoder: nn.Module, thetas: LaneThetas, segments: Mapping[str, Segment]) -> None:
+    def __init__(self, encoder: nn.Module, segments: Mapping[str, Segment]) -> None:
         super().__init__()
         self.encoder = encoder
         self.embedding = encoder.get_submodule("embedding")  # PEFT asks it for its device
-        self.thetas, self.segments = thetas, tuple(segments.values())
+        self.segments = tuple(segments.values())
         self.live = [encoder.get_parameter(name) for name in segments]
+        self.values: Sequence[Tensor] = ()
+
+    def take(self, values: Sequence[Tensor]) -> None:
+        """Use these tensors of the encoder, each (L, *shape)."""
+        self.values = values
 
     def forward(self, indices: Tensor) -> Tensor:
         """Map the numbers of the virtual tokens (L b, v), the same in each row, to their vectors (L b, v, ...)."""
-        values = [self.thetas.view(segment) for segment in self.segments]
         kept = [parameter.data for parameter in self.live]
         made = []
-        for lane in range(len(self.thetas)):
-            self._exchange([value[lane] for value in values])
+        for lane in zip(*self.values, strict=True):
+            self._exchange(lane)
             made.append(self.encoder(indices[:1]))
         self._exchange(kept)
         return torch.cat(made).repeat_interleave(len(indices) // len(made), dim=0)
@@ -111,30 +107,51 @@ class LanePrompt(nn.Module):
             parameter.data = value
 
 
-class LanedLosses:
-    """The loss of each lane, in one forward pass for all lanes whose batches have as many rows."""
-
-    def __init__(self, path: LossPath, thetas: LaneThetas) -> None:
-        self._path = path
-        self._thetas = thetas
-
-    def __call__(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
-        """Mean loss over the label tokens of batch j at theta j, (L,) float32."""
-        stacked = thetas if isinstance(thetas, Tensor) else torch.stack(list(thetas))
-        losses = stacked.new_empty(len(stacked))
-        for rows in sorted({batch.num_examples for batch in batches}):
-            lanes = [lane for lane, batch in enumerate(batches) if batch.num_examples == rows]
-            here = stacked if len(lanes) == len(stacked) else stacked[lanes]
-            losses[lanes] = self._forward(here, join([batches[lane] for lane in lanes]))
-        return losses
-
-    def _forward(self, stacked: Tensor, batch: Batch) -> Tensor:
-        self._thetas.stacked = stacked
-        return self._path(batch).group_means(len(stacked))
+LaneLayer: TypeAlias = LaneLora | LaneIA3 | LanePrompt
 
 
-def laned_losses(model: PeftModel, flat: FlatParameters, path: LossPath) -> tuple[LanedLosses | None, list[str]]:
-    """The laned form of a model's loss where there is one that agrees with it, else None and a notice for the user.
+class LaneForward(Protocol):
+    """One forward pass over some lanes."""
+
+    def __call__(self, stacked: Tensor, batch: Batch) -> Tensor:
+        """The mean loss of each lane, (L,) float32: row j of `stacked` (L, d) on the j-th of L parts of the batch."""
+        ...
+
+
+class EagerForward:
+    """The laned model, called."""
+
+    def __init__(self, path: LossPath, layers: Sequence[LaneLayer]) -> None:
+        self.path = path
+        self.layers = layers
+
+    def __call__(self, stacked: Tensor, batch: Batch) -> Tensor:
+        """See `LaneForward`."""
+        give(self.layers, stacked)
+        return self.path(batch).group_means(len(stacked))
+
+
+def laned_losses(forward: LaneForward, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
+    """Mean loss over the label tokens of batch j at theta j, (L,): one pass for all batches with as many rows."""
+    stacked = thetas if isinstance(thetas, Tensor) else torch.stack(list(thetas))
+    sizes = sorted({batch.num_examples for batch in batches})
+    if len(sizes) == 1:
+        return forward(stacked, join(batches))
+    losses = stacked.new_empty(len(stacked))
+    for rows in sizes:
+        lanes = [lane for lane, batch in enumerate(batches) if batch.num_examples == rows]
+        losses[lanes] = forward(stacked[lanes], join([batches[lane] for lane in lanes]))
+    return losses
+
+
+def give(layers: Sequence[LaneLayer], stacked: Tensor) -> None:
+    """Let each layer use its part of the lanes' thetas, (L, d)."""
+    for layer in layers:
+        layer.take([stacked[:, s.start : s.stop].view(-1, *s.shape) for s in layer.segments])
+
+
+def with_lanes(model: PeftModel, flat: FlatParameters, path: LossPath) -> tuple[EagerForward | None, list[str]]:
+    """The laned form of a model where there is one that agrees with it, else None and a notice for the user.
 
     Args:
         model: with its adapter, in evaluation mode; the laned form shares all its tensors.
@@ -142,14 +159,14 @@ def laned_losses(model: PeftModel, flat: FlatParameters, path: LossPath) -> tupl
         path: its loss at the live tensors.
     """
     base = base_of(model)
-    thetas = LaneThetas()
-    copied = _with_lanes(model, flat, thetas)
+    copied = _with_lane_layers(model, flat)
     if copied is not None:
-        thetas.stacked = _spread(flat.flat())
+        layers = [module for module in copied.modules() if isinstance(module, LaneLora | LaneIA3 | LanePrompt)]
+        give(layers, spread(flat.flat()))
         lane_path, _ = choose_path(copied, base_of(copied))
-        laned = LanedLosses(lane_path, thetas)
-        if _agree(laned, path, flat, probe_of(base), base.dtype):
-            return laned, []
+        forward = EagerForward(lane_path, layers)
+        if _agree(forward, path, flat, probe_of(base), base.dtype):
+            return forward, []
     return None, [
         f"train.lanes: {type(base).__name__} with this adapter has no laned form: one perturbed copy of the adapter is "
         "evaluated at a time"
@@ -163,33 +180,35 @@ def base_of(model: nn.Module) -> PreTrainedModel:
     return base
 
 
-def _spread(theta: Tensor) -> Tensor:
+def spread(theta: Tensor) -> Tensor:
     """Two thetas to either side of one, (2, d), far enough apart to tell lanes that are mixed up."""
     step = 0.02 * torch.sin(torch.arange(len(theta), dtype=theta.dtype, device=theta.device))
     return torch.stack([theta + step, theta - step])
 
 
-def _agree(laned: LanedLosses, path: LossPath, flat: FlatParameters, probe: Batch, dtype: torch.dtype) -> bool:
+def _agree(forward: LaneForward, path: LossPath, flat: FlatParameters, probe: Batch, dtype: torch.dtype) -> bool:
     """Whether two lanes of one row each have the losses that the live tensors give."""
     theta = flat.flat()
-    thetas = _spread(theta)
-    batches = [
-        Batch(*(part[i : i + 1] for part in (probe.input_ids, probe.attention_mask, probe.labels))) for i in (0, 1)
-    ]
+    thetas = spread(theta)
     alone = []
     with torch.inference_mode():
-        for one, batch in zip(thetas, batches, strict=True):
+        for one, batch in zip(thetas, _rows_of(probe), strict=True):
             flat.load(one)
             alone.append(path(batch).mean())
         flat.load(theta)
         try:
-            together = laned(thetas, batches)
+            together = forward(thetas, probe)
         except RuntimeError:
             return False
     return losses_agree(together, torch.stack(alone), dtype)
 
 
-def _with_lanes(model: PeftModel, flat: FlatParameters, thetas: LaneThetas) -> nn.Module | None:
+def _rows_of(batch: Batch) -> list[Batch]:
+    parts = (batch.input_ids, batch.attention_mask, batch.labels)
+    return [Batch(*(part[i : i + 1] for part in parts)) for i in range(batch.num_examples)]
+
+
+def _with_lane_layers(model: PeftModel, flat: FlatParameters) -> nn.Module | None:
     """A copy of the model that shares all its tensors and computes all lanes at once.
 
     None where part of the adapter is of a kind that has no laned form.
@@ -200,7 +219,7 @@ def _with_lanes(model: PeftModel, flat: FlatParameters, thetas: LaneThetas) -> n
     elements = 0
     for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):
-            laned = _laned(child, thetas, segments)
+            laned = _laned(child, segments)
             if laned is not None:
                 setattr(parent, name, laned)
                 elements += sum(segment.stop - segment.start for segment in laned.segments)
@@ -225,17 +244,15 @@ def _prompts_of(prompt: nn.Module, indices: Tensor) -> Callable[..., Tensor]:
     return get_prompt
 
 
-def _laned(
-    layer: nn.Module, thetas: LaneThetas, segments: Mapping[int, Segment]
-) -> LaneLora | LaneIA3 | LanePrompt | None:
+def _laned(layer: nn.Module, segments: Mapping[int, Segment]) -> LaneLayer | None:
     """The laned form of an adapter's layer; None for any other module."""
     own = {name: segments[id(p)] for name, p in layer.named_parameters() if id(p) in segments}
     if isinstance(layer, lora.Linear) and len(own) == 2:
-        return LaneLora(layer, thetas, own[f"lora_A.{ADAPTER_NAME}.weight"], own[f"lora_B.{ADAPTER_NAME}.weight"])
+        return LaneLora(layer, own)
     if isinstance(layer, ia3.Linear):
-        return LaneIA3(layer, thetas, own[f"ia3_l.{ADAPTER_NAME}"])
+        return LaneIA3(layer, own)
     if isinstance(layer, PromptEmbedding | PrefixEncoder | PromptEncoder):
-        return LanePrompt(layer, thetas, own)
+        return LanePrompt(layer, own)
     return None
 
 

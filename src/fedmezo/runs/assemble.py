@@ -33,14 +33,18 @@ from fedmezo.models.lane_budget import bytes_per_lane, fitting_lanes, longest_ba
 from fedmezo.models.loading import load_base
 from fedmezo.records import Example
 from fedmezo.results.console import work_progress
+from fedmezo.runs.directory import environment
 from fedmezo.runs.journal import Header
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimate import Estimator
-from fedmezo.zo.noise import Purpose, Stream, words
+from fedmezo.zo.noise import Noise, Purpose, Stream, compiles, noise_for, words
 from fedmezo.zo.signal import Signal, find_sound_eps
 
 MEZO = "mezotrainer"
 BATCHES_FOR_NOISE = 4
+
+OPERATIONS_WORTH_COMPILING = 1e14
+"""Of a run's forward passes: ten minutes on a core of 160 GFLOP/s, a tenth of which makes up for compiling them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,7 +119,8 @@ def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset) -> lis
     longest batch of the data set.
     """
     wanted, model = config.train.lanes, tuned.model
-    if config.trainer.type != MEZO or wanted == 1:
+    compiled = config.trainer.type == MEZO and _compiles_forward(config, model, dataset)
+    if config.trainer.type != MEZO or (wanted == 1 and not compiled):
         return []
     queries = config.train.zo.queries
     useful = 2 * queries * config.federate.cohort_size
@@ -125,7 +130,19 @@ def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset) -> lis
             longest = longest_batch(config.dataloader.batch_size, int(dataset.lengths.max()), model.device)
             wanted = fitting_lanes(bytes_per_lane(model, longest, tuned.theta, queries), useful, model.device)
         model.use_lanes(min(wanted, useful))
+        notices += model.compile() if compiled else []
     return notices
+
+
+def _compiles_forward(config: Config, model: CausalLM, dataset: EncodedDataset) -> bool:
+    """Whether the forward pass is to be compiled; with `auto`, that over lanes if the run is long enough on a CPU."""
+    if config.train.compile != "auto":
+        return config.train.compile
+    if config.train.lanes == 1:
+        return False
+    tokens = 2 * _planned_directions(config) * config.dataloader.batch_size * float(dataset.lengths.mean())
+    operations = 2 * tokens * sum(parameter.numel() for parameter in model.peft.parameters())
+    return model.device.type == "cpu" and operations >= OPERATIONS_WORTH_COMPILING
 
 
 def noise_of_g(config: Config, tuned: TunedModel, holdings: Holdings, theta: Tensor) -> list[Signal]:
@@ -141,7 +158,7 @@ def noise_of_g(config: Config, tuned: TunedModel, holdings: Holdings, theta: Ten
         return []
     rows, zo = config.dataloader.batch_size, config.train.zo
     batches = [holdings.dataset.batch(shard[:rows], tuned.model.device) for shard in shards[:BATCHES_FOR_NOISE]]
-    return find_sound_eps(tuned.model, theta, batches, seed=config.seed, noise=zo.noise, eps=zo.eps)
+    return find_sound_eps(tuned.model, theta, batches, seed=config.seed, noise=Noise(zo.noise), eps=zo.eps)
 
 
 def clients_at_once(config: Config, model: CausalLM) -> int:
@@ -149,9 +166,24 @@ def clients_at_once(config: Config, model: CausalLM) -> int:
     return max(1, model.lanes // (2 * config.train.zo.queries))
 
 
-def make_estimator(config: Config) -> Estimator:
+def _planned_directions(config: Config) -> int:
+    """Directions that the clients of all rounds follow; too few where `local_update_steps` counts passes."""
+    steps = config.federate.total_round_num * config.train.local_update_steps
+    return steps * config.federate.cohort_size * config.train.zo.queries
+
+
+def make_estimator(config: Config, model: CausalLM) -> Estimator:
     """The zeroth-order clients' estimator."""
-    return Estimator(**config.train.zo.model_dump())
+    zo = config.train.zo
+    return Estimator(zo.eps, zo.queries, _make_noise(config, model), zo.clip)
+
+
+def _make_noise(config: Config, model: CausalLM) -> Noise:
+    """The noise, compiled as `train.compile` says; a client generates each direction, and so does the server."""
+    name, wanted = config.train.zo.noise, config.train.compile
+    if wanted == "auto":
+        return noise_for(name, 2 * _planned_directions(config) * model.segments[-1].stop, model.device)
+    return Noise(name, compiled=wanted and compiles(name, model.device))
 
 
 def make_federation(config: Config, model: CausalLM) -> Federation:
@@ -159,7 +191,7 @@ def make_federation(config: Config, model: CausalLM) -> Federation:
     train, federate = config.train, config.federate
     rules = ReportRules(
         protocol=federate.protocol,
-        estimator=make_estimator(config) if config.trainer.type == MEZO else None,
+        estimator=make_estimator(config, model) if config.trainer.type == MEZO else None,
         steps=train.local_update_steps if train.batch_or_epoch == "batch" else None,
         num_parameters=model.segments[-1].stop,
     )
@@ -220,7 +252,7 @@ def make_work(config: Config, tuned: TunedModel) -> ClientWork:
     if config.trainer.type == MEZO:
         return ZerothOrderClients(
             model=tuned.model,
-            estimator=make_estimator(config),
+            estimator=make_estimator(config, tuned.model),
             seed=config.seed,
             protocol=config.federate.protocol,
             lanes=tuned.model.lanes,
@@ -258,6 +290,11 @@ def make_shards(config: Config, holdings: Holdings, device: torch.device) -> dic
         client: Shard(holdings.dataset, indices, config.seed, client, schedule, device)
         for client, indices in enumerate(holdings.partition.train)
     }
+
+
+def environment_of(model: CausalLM) -> dict[str, object]:
+    """What the last bits of this model's losses depend on; see `runs.directory.environment`."""
+    return environment(model.device, model.lanes, model.compiled)
 
 
 def make_header(config: Config, tuned: TunedModel, holdings: Holdings, theta: Tensor) -> Header:

@@ -84,7 +84,7 @@ def write_numbers(path: Path, document: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(_finite(document), indent=2, allow_nan=False) + "\n")
 
 
-def environment(device: torch.device, lanes: int) -> dict[str, object]:
+def environment(device: torch.device, lanes: int, compiled: bool) -> dict[str, object]:
     """What the last bits of a loss may depend on, and what a reader of the results wants to know."""
     on_gpu = device.type == "cuda"
     return {
@@ -94,6 +94,7 @@ def environment(device: torch.device, lanes: int) -> dict[str, object]:
         "instructions": "cuda" if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "lanes": lanes,
+        "compiled": compiled,
     }
 
 

@@ -31,7 +31,6 @@ from fedmezo.runs.directory import (
     BEST_ADAPTER_FOLDER,
     CONFIG_FILE,
     PARTITION_FILE,
-    environment,
     locked,
     new_run_directory,
     write_environment,
@@ -117,7 +116,7 @@ def start(config: Config, folder: Path, log: RunLog, place: Placement = HERE) ->
     """Begin a run whose folder holds its configuration, and bring it to its end; returns the exit code."""
     this = load_parts(config, folder, log, place=place)
     write_text(folder / PARTITION_FILE, this.holdings.partition.to_json() + "\n")
-    description = environment(this.tuned.model.device, this.tuned.model.lanes)
+    description = assemble.environment_of(this.tuned.model)
     write_environment(folder, description, config.model_dump(mode="json"))
     if signals := assemble.noise_of_g(config, this.tuned, this.holdings, this.theta):
         (log.line if signals[0].is_sound else logger.warning)(describe(signals))

@@ -31,9 +31,8 @@ from fedmezo.records import Contribution, RoundRecord
 from fedmezo.results.console import work_progress
 from fedmezo.results.summary import human_bytes
 from fedmezo.runs.journal import JOURNAL_FILE, Header, header_fields, header_of, read_journal
-from fedmezo.runs.replay import initial_theta, open_model, require_free, require_scalars
+from fedmezo.runs.replay import initial_theta, open_model, replaying_estimator, require_free, require_scalars
 from fedmezo.zo.arithmetic import decode_scalars, encode_scalars, state_hash
-from fedmezo.zo.estimate import Estimator
 
 MAGIC = b"FMZL"
 VERSION = 1
@@ -110,7 +109,7 @@ def import_log(file: Path, base: str, out: Path | None = None, restore_from: Pat
         raise RunError(f"{file}: cannot be read: {error.strerror}") from error
     model = open_model(log.header, base)
     theta = _starting_theta(model, log.header, restore_from)
-    estimator = Estimator(log.header.eps, log.header.queries, log.header.noise)
+    estimator = replaying_estimator(log.header, log.records, theta)
     with work_progress(Console(), "replaying rounds") as show:
         for record in log.records:
             apply_scalars_(theta, record, log.header.seed, estimator)

@@ -25,6 +25,7 @@ from fedmezo.runs.journal import JOURNAL_FILE, Header, Journal, read_journal
 from fedmezo.runs.snapshots import load_snapshot, snapshots_of
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimate import Estimator
+from fedmezo.zo.noise import noise_for
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def rebuild_(
     Raises:
         RunError: the first state that differs from the recorded one.
     """
-    estimator = Estimator(header.eps, header.queries, header.noise)
+    estimator = replaying_estimator(header, records, theta)
     for record in records:
         apply_scalars_(theta, record, header.seed, estimator)
         found = state_hash(theta)
@@ -78,6 +79,13 @@ def rebuild_(
             )
         on_round(record.round + 1)
     return theta
+
+
+def replaying_estimator(header: Header, records: Sequence[RoundRecord], theta: Tensor) -> Estimator:
+    """The run's estimator, as it moves theta (d,) through the rounds on the device that theta is on."""
+    directions = sum(len(part.scalars or ()) for record in records for part in record.contributions)
+    noise = noise_for(header.noise, directions * len(theta), theta.device)
+    return Estimator(header.eps, header.queries, noise)
 
 
 def open_model(header: Header, base: str, cache: str | None = None) -> CausalLM:

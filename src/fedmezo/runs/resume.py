@@ -33,7 +33,6 @@ from fedmezo.runs.directory import (
     BEST_ADAPTER_FOLDER,
     CONFIG_FILE,
     differences,
-    environment,
     read_environment,
 )
 from fedmezo.runs.experiment import Run, at_work, load_parts, start, train
@@ -181,7 +180,7 @@ def _kept_initial(folder: Path, header: Header) -> Tensor | None:
 def _changes(this: Run, recorded: dict[str, Any], header: Header) -> list[str]:
     """What is not as it was when the run started and can change its course."""
     present = {
-        **environment(this.tuned.model.device, this.tuned.model.lanes),
+        **assemble.environment_of(this.tuned.model),
         "config": this.config.model_dump(mode="json"),
     }
     then = {**recorded, "config": _as_read_now(recorded.get("config"))}

@@ -46,7 +46,7 @@ from fedmezo.zo.calibration import (
     step_moments,
 )
 from fedmezo.zo.estimate import perturb
-from fedmezo.zo.noise import MAX_ROUNDS, MAX_SEED, SERVER, Purpose, Stream, directions, permutation
+from fedmezo.zo.noise import MAX_ROUNDS, MAX_SEED, SERVER, Noise, Purpose, Stream, permutation
 from fedmezo.zo.signal import DIRECTIONS, LARGEST_NOISE, STEP_RATIO, Signal, measure_signal
 
 SMALLEST_EPS, EPS_TRIED = 1e-4, 12
@@ -201,13 +201,12 @@ def measure(bench: Bench, console: Console, budget: int) -> Calibration:
 def measure_errors(bench: Bench, progress: Callable[[int, int | None], None]) -> list[GradientError]:
     """The error of g at eps that double from 1e-4 on, until a loss is no longer finite."""
     batches = [batch for pair in zip(*_first_batches(bench), strict=False) for batch in pair]
+    seed, noise = bench.config.seed, Noise(bench.config.train.zo.noise)
     signals: list[Signal] = []
     for index in range(EPS_TRIED):
         eps = SMALLEST_EPS * STEP_RATIO**index
         try:
-            signals.append(measure_signal(
-                bench.model, bench.theta, batches, seed=bench.config.seed, noise=bench.config.train.zo.noise, eps=eps
-            ))  # fmt: skip
+            signals.append(measure_signal(bench.model, bench.theta, batches, seed=seed, noise=noise, eps=eps))
         except TrainingError:
             if len(signals) < 2:
                 raise
@@ -223,7 +222,7 @@ def measure_moments(bench: Bench, eps: float, progress: Callable[[int, int | Non
     plus, minus = [], []
     for index in range(MOMENT_DIRECTIONS):
         stream = Stream(bench.config.seed, Purpose.DIRECTION, MAX_ROUNDS - 1, SERVER, index)
-        [z] = directions(bench.config.train.zo.noise, [stream], 0, len(bench.theta), bench.theta.device)
+        [z] = Noise(bench.config.train.zo.noise).directions([stream], 0, len(bench.theta), bench.theta.device)
         plus.append(_losses(bench, perturb(bench.theta, z, eps), batch))
         minus.append(_losses(bench, perturb(bench.theta, z, -eps), batch))
         progress(index + 1, MOMENT_DIRECTIONS)

@@ -33,7 +33,7 @@ from fedmezo.runs.directory import CONFIG_FILE, write_numbers
 from fedmezo.runs.journal import JOURNAL_FILE, read_journal
 from fedmezo.runs.resume import restore
 from fedmezo.zo.curvature import Estimate, Gradient, Spectrum, choose_step, product_by_differences, spectrum
-from fedmezo.zo.noise import MAX_ROUNDS, MAX_SEED, RADEMACHER, SERVER, Purpose, Stream, directions
+from fedmezo.zo.noise import MAX_ROUNDS, MAX_SEED, RADEMACHER, SERVER, Noise, Purpose, Stream
 from fedmezo.zo.theory import GradientMoments, RateBound, gradient_moments, rate_bound
 
 MAX_CLIENTS = 16
@@ -193,7 +193,7 @@ def _spectrum(bench: Bench, theta: Tensor, progress: Progress) -> tuple[Spectrum
     """The spectrum of the Hessian, and the relative error of a product with it."""
     d = len(theta)
     streams = [Stream(bench.seed, Purpose.DIRECTION, MAX_ROUNDS - 1, SERVER, i) for i in range(RANDOM_VECTORS)]
-    starts = directions(RADEMACHER, streams, 0, d, theta.device).float()
+    starts = Noise(RADEMACHER).directions(streams, 0, d, theta.device).float()
     step, error = choose_step(bench.mean_gradient, theta, starts[0])
     counted = _counted(bench.mean_gradient, progress, 2 * RANDOM_VECTORS * min(LANCZOS_STEPS, d))
     return spectrum(product_by_differences(counted, theta, step), list(starts), LANCZOS_STEPS), error

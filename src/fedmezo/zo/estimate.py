@@ -6,13 +6,13 @@ Source: Ling et al., KDD 2024, section 3; Malladi et al., NeurIPS 2023, definiti
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fedmezo.zo.arithmetic import round_coefficient, round_scalar
-from fedmezo.zo.noise import GAUSSIAN, MAX_QUERIES
+from fedmezo.zo.noise import MAX_QUERIES, Noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +22,13 @@ class Estimator:
     Args:
         eps: size of the perturbation, the paper's mu.
         queries: directions per step, q; the paper uses 1.
-        noise: distribution of the directions, `gaussian` or `rademacher`.
+        noise: distribution of the directions.
         clip: largest size of a projected gradient; 0 for no limit.
     """
 
     eps: float = 1e-3
     queries: int = 1
-    noise: str = GAUSSIAN
+    noise: Noise = field(default_factory=Noise)
     clip: float = 0.0
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedmezo.zo.arithmetic import round_coefficient
-from fedmezo.zo.noise import CHUNK, Purpose, Stream, directions
+from fedmezo.zo.noise import Noise, Purpose, Stream, chunk_of
 
 DIRECTIONS_AT_ONCE = 256
 """Bounds the memory of short vectors, where many directions are generated in one call."""
@@ -51,7 +51,7 @@ def local_moves(
     ]
 
 
-def apply_(theta: Tensor, moves: Sequence[Move], noise: str) -> Tensor:
+def apply_(theta: Tensor, moves: Sequence[Move], noise: Noise) -> Tensor:
     """Make every move in order, each subtracted on its own; theta (d,) float32 is changed in place and returned.
 
     One pass over theta: all moves of a chunk are made while it is in cache.
@@ -59,20 +59,21 @@ def apply_(theta: Tensor, moves: Sequence[Move], noise: str) -> Tensor:
     return apply_range_(theta, moves, noise, 0)
 
 
-def apply_range_(part: Tensor, moves: Sequence[Move], noise: str, start: int) -> Tensor:
+def apply_range_(part: Tensor, moves: Sequence[Move], noise: Noise, start: int) -> Tensor:
     """`apply_` for the elements [start, start + len(part)) of theta, given as `part`."""
     effective = [move for move in moves if move.coefficient != 0.0]
-    for a in range(0, len(part), CHUNK):
-        chunk = part[a : a + CHUNK]
-        at_once = max(1, min(CHUNK // len(chunk), DIRECTIONS_AT_ONCE))
+    size = chunk_of(part.device)
+    for a in range(0, len(part), size):
+        chunk = part[a : a + size]
+        at_once = max(1, min(size // len(chunk), DIRECTIONS_AT_ONCE))
         for i in range(0, len(effective), at_once):
             some = effective[i : i + at_once]
-            z = directions(noise, [move.stream for move in some], start + a, start + a + len(chunk), part.device)
+            z = noise.directions([move.stream for move in some], start + a, start + a + len(chunk), part.device)
             for move, row in zip(some, z, strict=True):
                 chunk.sub_(row, alpha=move.coefficient)
     return part
 
 
-def update_from_zero(moves: Sequence[Move], noise: str, start: int, stop: int, device: torch.device) -> Tensor:
+def update_from_zero(moves: Sequence[Move], noise: Noise, start: int, stop: int, device: torch.device) -> Tensor:
     """Elements [start, stop) of the sum of the moves on their own: what a client's steps add to theta."""
     return apply_range_(torch.zeros(stop - start, device=device), moves, noise, start)

@@ -21,7 +21,7 @@ from fedmezo.errors import TrainingError
 from fedmezo.records import Batch, Trainable
 from fedmezo.zo.arithmetic import round_coefficient
 from fedmezo.zo.estimate import perturb
-from fedmezo.zo.noise import SERVER, Purpose, Stream, directions
+from fedmezo.zo.noise import SERVER, Noise, Purpose, Stream
 
 DIRECTIONS = 16
 """Directions of a measurement: a standard deviation from so many is right to about a fifth."""
@@ -61,7 +61,7 @@ class Signal:
 
 
 def measure_signal(
-    model: Trainable, theta: Tensor, batches: Sequence[Batch], *, seed: int, noise: str, eps: float
+    model: Trainable, theta: Tensor, batches: Sequence[Batch], *, seed: int, noise: Noise, eps: float
 ) -> Signal:
     """Measure g's signal and noise at one eps, by four losses for each of `DIRECTIONS` directions.
 
@@ -82,7 +82,7 @@ def measure_signal(
     pairs = []
     for index in range(DIRECTIONS):
         stream = Stream(seed, Purpose.DIRECTION, client=SERVER, step=index)
-        [z] = directions(noise, [stream], 0, len(theta), theta.device)
+        [z] = noise.directions([stream], 0, len(theta), theta.device)
         batch = batches[index % len(batches)]
         at = [_difference(model, theta, z, batch, step) / (2 * step) for step in (small, large)]
         pairs.append((at[0], at[1]))
@@ -90,7 +90,7 @@ def measure_signal(
 
 
 def find_sound_eps(
-    model: Trainable, theta: Tensor, batches: Sequence[Batch], *, seed: int, noise: str, eps: float
+    model: Trainable, theta: Tensor, batches: Sequence[Batch], *, seed: int, noise: Noise, eps: float
 ) -> list[Signal]:
     """Measure at `eps` and, while g is not sound there, at larger and larger steps; see `measure_signal`.
 
