@@ -5,11 +5,13 @@
     python -m benchmarks.step_time --device cuda --shape 3b --rank 128 --dtype float16
 
 A step is one client's: two losses, the directions and the update, with batches of one example. Ours is measured with
-one lane and with the lanes of three clients; the plain step is always sequential, in float32 on a CPU.
+one lane and with the lanes of three clients, these also compiled (on a GPU: captured); the plain step is always
+sequential, in float32 on a CPU.
 """
 
 from __future__ import annotations
 
+import time
 from itertools import count
 from typing import Any
 
@@ -53,10 +55,16 @@ def main() -> None:
     data: dict[int, ClientData] = {client: OneBatch(batches) for client in range(CLIENTS)}
     rounds, plain_rounds = count(), count()
     ours.use_lanes(2 * CLIENTS)
+    compiled = common.adapted(common.base_model(shape, options.dtype, device), options.rank)
+    compiled.use_lanes(2 * CLIENTS)
+    started = time.perf_counter()
+    for notice in compiled.compile():
+        print(notice)
+    compiling = time.perf_counter() - started
 
-    def step(lanes: int) -> None:
-        ours.use_lanes(lanes)
-        work = ZerothOrderClients(ours, Estimator(common.EPS), 1, "scalars", lanes)
+    def step(model: CausalLM, lanes: int) -> None:
+        model.use_lanes(lanes)
+        work = ZerothOrderClients(model, Estimator(common.EPS), 1, "scalars", lanes)
         round_index = next(rounds)
         tasks = [ClientTask(round_index, client, 1e-5) for client in range(CLIENTS)]
         for group in [tasks] if lanes > 1 else [[task] for task in tasks]:
@@ -69,19 +77,21 @@ def main() -> None:
 
     def forward_passes() -> None:
         thetas = theta.expand(2 * CLIENTS, -1)
-        ours.losses(thetas, [batches[next(rounds) % len(batches)]] * len(thetas))
+        ours.losses(thetas, [batches[next(rounds) % len(batches)]] * len(thetas)).tolist()
 
     forms = {
         "plain": plain_steps,
-        "ours, one lane": lambda: step(1),
-        "ours, lanes": lambda: step(2 * CLIENTS),
+        "ours, one lane": lambda: step(ours, 1),
+        "ours, lanes": lambda: step(ours, 2 * CLIENTS),
+        "ours, lanes compiled": lambda: step(compiled, 2 * CLIENTS),
         "forward passes of ours, lanes": forward_passes,
         "back-propagation": lambda: backward(plain, batches[0]),
     }
     repeats = (3 if options.quick else 10) if shape != "tiny" else (10 if options.quick else 50)
     times = common.interleaved(forms, repeats, device)
     step_seconds = {name: value / (1 if name == "back-propagation" else CLIENTS) for name, value in times.items()}
-    common.report("step_time", rows(step_seconds, options.dtype, device, lengths, ours), options)
+    measured = rows(step_seconds, options.dtype, device, lengths, ours)
+    common.report("step_time", [*measured, Row("compilation", compiling, "s")], options)
 
 
 def backward(model: CausalLM, batch: Batch) -> None:
@@ -105,7 +115,7 @@ def rows(
     weights = (size - vocabulary / 2) * torch.finfo(getattr(torch, dtype)).bits / 8
     rate, speed = common.matmul_flops(dtype, device), common.bandwidth(device)
     floor = max(operations / rate, 2 * weights / speed / (2 * CLIENTS))
-    ours = min(times["ours, one lane"], times["ours, lanes"])
+    ours = min(times["ours, one lane"], times["ours, lanes"], times["ours, lanes compiled"])
     outside = 1 - times["forward passes of ours, lanes"] / times["ours, lanes"]
     return [
         *made,
@@ -113,6 +123,7 @@ def rows(
         Row("memory bandwidth", speed / 1e9, "GB/s"),
         Row("floor of a step", 1e3 * floor, "ms"),
         Row("plain / ours", times["plain"] / ours, "times"),
+        Row("plain / ours, not compiled", times["plain"] / min(times["ours, one lane"], times["ours, lanes"]), "times"),
         Row("ours / floor", ours / floor, "times"),
         Row("outside forward passes", 100 * outside, "%"),
     ]

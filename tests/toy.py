@@ -41,9 +41,9 @@ class Quadratic:
         bad = self.poison.intersection(batch.input_ids.flatten().tolist())
         return loss * float("nan") if bad else loss
 
-    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
+    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
         self.calls.append(len(thetas))
-        return [float(self.loss(theta, batch)) for theta, batch in zip(thetas, batches, strict=True)]
+        return torch.stack([self.loss(theta, batch) for theta, batch in zip(thetas, batches, strict=True)]).detach()
 
     def example_losses(self, theta: Tensor, batch: Batch) -> list[float]:
         return [float(self.loss(theta, toy_batch(int(row)))) for row in batch.input_ids]

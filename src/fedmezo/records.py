@@ -74,8 +74,10 @@ class Trainable(Protocol):
         """Where theta and the batches are expected."""
         ...
 
-    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
-        """Mean loss over the label tokens of batch j at theta j, for each lane j; dropout off, no gradient.
+    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
+        """Mean loss over the label tokens of batch j at theta j, (lanes,) float32; dropout off, no gradient.
+
+        A GPU may still be at work on them when this returns: whoever reads the values waits for it.
 
         Args:
             thetas: (lanes, d), or as many (d,).
@@ -92,7 +94,7 @@ class Differentiable(Trainable, Protocol):
         ...
 
     def load(self, theta: Tensor) -> None:
-        """Copy theta (d,) into the live trainable tensors."""
+        """Copy theta (d,), wherever it is, into the live trainable tensors."""
         ...
 
     def flat(self) -> Tensor:

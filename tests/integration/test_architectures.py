@@ -121,13 +121,13 @@ def test_float32(directories: dict[str, Path], tmp_path: Path, architecture: str
     assert lm.notices == ()  # the label-only path is in use
     theta = moved(lm)
     state = torch.get_rng_state()
-    [loss] = lm.losses([theta], [BATCH])
+    [loss] = lm.losses([theta], [BATCH]).tolist()
 
     with torch.no_grad():
         assert loss == pytest.approx(float(hugging_face_loss(lm, BATCH)), abs=1e-5)
 
     rows = rows_of(BATCH)
-    alone = lm.losses([theta] * len(rows), rows)
+    alone = lm.losses([theta] * len(rows), rows).tolist()
     assert lm.example_losses(theta, BATCH) == pytest.approx(alone, abs=1e-5)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -161,8 +161,8 @@ def test_gradient(directories: dict[str, Path], architecture: str, method: str) 
 def test_half_precision(directories: dict[str, Path], architecture: str, method: str, dtype: torch.dtype) -> None:
     lm = build(directories[architecture], method, dtype)
     theta = moved(lm)
-    [loss] = lm.losses([theta], [BATCH])
-    exact = build(directories[architecture], method).losses([theta], [BATCH])[0]
+    [loss] = lm.losses([theta], [BATCH]).tolist()
+    exact = build(directories[architecture], method).losses([theta], [BATCH]).tolist()[0]
     # weights of 8 or 11 bits through a dozen layers: some ten roundings of a loss that is near 5
     assert loss == pytest.approx(exact, rel=16 * torch.finfo(dtype).eps)
     with torch.no_grad():

@@ -33,23 +33,23 @@ def some_thetas(lm: CausalLM) -> Tensor:
 def test_compiled_lanes_give_the_sequential_losses(directories: dict[str, Path]) -> None:
     lm = build(directories["llama"], "lora")
     thetas = some_thetas(lm)
-    alone = [lm.losses(list(thetas), batches) for batches in (BATCHES, LONG)]
+    alone = [lm.losses(list(thetas), batches).tolist() for batches in (BATCHES, LONG)]
     lm.use_lanes(4)
     assert lm.compile() == []
     for batches, expected in zip((BATCHES, LONG), alone, strict=True):
         # float32 sums in another order, of losses near 5
-        assert lm.losses(thetas, batches) == pytest.approx(expected, abs=1e-5)
+        assert lm.losses(thetas, batches).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_without_a_compiler_lanes_stay_as_they_are(directories: dict[str, Path], no_compiler: None) -> None:
     lm = build(directories["llama"], "lora")
     thetas = some_thetas(lm)
     lm.use_lanes(4)
-    eager = lm.losses(thetas, LONG)
+    eager = lm.losses(thetas, LONG).tolist()
     [notice] = lm.compile()
     assert "cannot be compiled here" in notice
     assert not lm.compiled
-    assert lm.losses(thetas, LONG) == eager
+    assert lm.losses(thetas, LONG).tolist() == eager
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ class Rerun:
 def test_captured_lanes_give_the_sequential_losses(directories: dict[str, Path], method: str) -> None:
     lm = build(directories["llama"], method)
     thetas = some_thetas(lm)
-    alone = [lm.losses(list(thetas), batches) for batches in (BATCHES, LONG)]
+    alone = [lm.losses(list(thetas), batches).tolist() for batches in (BATCHES, LONG)]
     lm.use_lanes(4)
     assert isinstance(lm._laned, EagerForward)
     path, layers = lm._laned.path, lm._laned.layers
@@ -95,7 +95,7 @@ def test_captured_lanes_give_the_sequential_losses(directories: dict[str, Path],
         found = laned_losses(graphed, 0.5 * thetas, shorter).tolist()
         assert capture.captured == 3
     lm.use_lanes(1)
-    assert found == pytest.approx(lm.losses(0.5 * thetas, shorter), abs=1e-5)
+    assert found == pytest.approx(lm.losses(0.5 * thetas, shorter).tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("labels", [1, FEWEST_LABELS, FEWEST_LABELS + 1])

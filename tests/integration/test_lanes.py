@@ -47,16 +47,16 @@ def test_lanes_give_the_sequential_losses(directories: dict[str, Path], architec
     thetas = some_thetas(lm)
     given = thetas.clone()
     state = torch.get_rng_state()
-    alone = lm.losses(list(thetas), BATCHES)
+    alone = lm.losses(list(thetas), BATCHES).tolist()
     assert lm.use_lanes(4) == []
     # float32 sums in another order, of losses near 5
-    assert lm.losses(thetas, BATCHES) == pytest.approx(alone, abs=1e-5)
-    assert lm.losses(list(thetas), BATCHES) == pytest.approx(alone, abs=1e-5)
-    assert lm.losses(thetas[:1], BATCHES[:1]) == alone[:1]  # a single lane is the sequential form
+    assert lm.losses(thetas, BATCHES).tolist() == pytest.approx(alone, abs=1e-5)
+    assert lm.losses(list(thetas), BATCHES).tolist() == pytest.approx(alone, abs=1e-5)
+    assert lm.losses(thetas[:1], BATCHES[:1]).tolist() == alone[:1]  # a single lane is the sequential form
     lm.use_lanes(3)
-    assert lm.losses(thetas, BATCHES) == pytest.approx(alone, abs=1e-5)  # three lanes, then one
+    assert lm.losses(thetas, BATCHES).tolist() == pytest.approx(alone, abs=1e-5)  # three lanes, then one
     lm.use_lanes(1)
-    assert lm.losses(thetas, BATCHES) == alone
+    assert lm.losses(thetas, BATCHES).tolist() == alone
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(thetas, given)  # whose they are, not the model's to write to
 
@@ -65,9 +65,11 @@ def test_lanes_give_the_sequential_losses(directories: dict[str, Path], architec
 def test_lanes_in_half_precision(directories: dict[str, Path], method: str, dtype: torch.dtype) -> None:
     lm = build(directories["llama"], method, dtype)
     thetas = some_thetas(lm)
-    alone = lm.losses(list(thetas), BATCHES)
+    alone = lm.losses(list(thetas), BATCHES).tolist()
     assert lm.use_lanes(4) == []
-    assert lm.losses(thetas, BATCHES) == pytest.approx(alone, rel=4 * torch.finfo(dtype).eps)  # as two forward passes
+    assert lm.losses(thetas, BATCHES).tolist() == pytest.approx(
+        alone, rel=4 * torch.finfo(dtype).eps
+    )  # as two forward passes
 
 
 def test_lanes_of_as_many_rows_share_a_forward_and_the_base(directories: dict[str, Path]) -> None:
@@ -77,7 +79,7 @@ def test_lanes_of_as_many_rows_share_a_forward_and_the_base(directories: dict[st
     assert lm._laned is not None
     copied = lm._laned.path.model  # type: ignore[attr-defined]  # what is inside is the point of the test
     rows = count_forwards(copied.get_input_embeddings())
-    lm.losses(thetas, BATCHES)
+    lm.losses(thetas, BATCHES).tolist()
     assert rows == [1, 6]
     own = {tensor.data_ptr() for tensor in lm.peft.parameters()}
     assert all(tensor.data_ptr() in own for tensor in copied.parameters())
@@ -92,19 +94,19 @@ def test_adapters_without_a_laned_form_stay_sequential(directories: dict[str, Pa
     base, _ = load_base(str(directories["llama"]), None, torch.float32, CPU)
     lm = CausalLM(base, {"adapter_method": "lora", "r": 4, "target_modules": ["q_proj"], **args}, 3)
     thetas = some_thetas(lm)
-    alone = lm.losses(thetas, BATCHES)
+    alone = lm.losses(thetas, BATCHES).tolist()
     [notice] = lm.use_lanes(4)
     assert "LlamaForCausalLM with this adapter has no laned form" in notice
-    assert lm.losses(thetas, BATCHES) == alone
+    assert lm.losses(thetas, BATCHES).tolist() == alone
 
 
 def test_an_adapted_head_is_laned_over_all_positions(directories: dict[str, Path]) -> None:
     base, _ = load_base(str(directories["llama"]), None, torch.float32, CPU)
     lm = CausalLM(base, {"adapter_method": "lora", "r": 4, "target_modules": ["q_proj", "lm_head"]}, 3)
     thetas = some_thetas(lm)
-    alone = lm.losses(thetas, BATCHES)
+    alone = lm.losses(thetas, BATCHES).tolist()
     assert lm.use_lanes(4) == []
-    assert lm.losses(thetas, BATCHES) == pytest.approx(alone, abs=1e-5)
+    assert lm.losses(thetas, BATCHES).tolist() == pytest.approx(alone, abs=1e-5)
 
 
 def test_lanes_that_disagree_are_not_used(directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

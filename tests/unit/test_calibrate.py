@@ -66,9 +66,10 @@ class Bowl:
         self.calls += 1
         return (theta.square().sum() / 2 + self.offsets[batch.input_ids[:, 0]] @ theta + 10).tolist()
 
-    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
+    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
         pairs = zip(thetas, batches, strict=True)
-        return [sum(row) / len(row) for row in (self.example_losses(theta, batch) for theta, batch in pairs)]
+        rows = [self.example_losses(theta, batch) for theta, batch in pairs]
+        return torch.tensor([sum(row) / len(row) for row in rows], dtype=torch.float64)
 
 
 def bench_of(model: Bowl, *overrides: str) -> Bench:

@@ -42,9 +42,9 @@ class Cubic:
     def segments(self) -> tuple[Segment, ...]:
         return (Segment("theta", (self.size,), 0),)
 
-    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
-        exact = [float((x.double() + self.third * x.double() ** 3 / 6).sum()) for x in thetas]
-        return [round(loss / self.grain) * self.grain for loss in exact] if self.grain else exact
+    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
+        exact = torch.stack([(x.double() + self.third * x.double() ** 3 / 6).sum() for x in thetas])
+        return (exact / self.grain).round() * self.grain if self.grain else exact
 
 
 def measured(model: Cubic) -> list[GradientError]:

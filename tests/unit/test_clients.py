@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from fedmezo.federation import clients
 from fedmezo.federation.clients import FirstOrderClients, ZerothOrderClients
 from fedmezo.federation.optimizers import OptimizerFactory
 from fedmezo.records import ClientData, ClientTask, Report
@@ -29,9 +30,9 @@ def zeroth(
     return ZerothOrderClients(model, Estimator(**estimator), SEED, protocol, lanes, decay)  # type: ignore[arg-type]  # ints and floats by name
 
 
-def run(work: ZerothOrderClients | FirstOrderClients, clients: tuple[int, ...] = (0, 1, 2)) -> list[Report]:
+def run(work: ZerothOrderClients | FirstOrderClients, members: tuple[int, ...] = (0, 1, 2)) -> list[Report]:
     start = theta()
-    reports = work.run([ClientTask(2, client, 0.01) for client in clients], start, "hash", DATA)
+    reports = work.run([ClientTask(2, client, 0.01) for client in members], start, "hash", DATA)
     assert torch.equal(start, theta())  # left as it was
     return reports
 
@@ -158,3 +159,14 @@ def test_clients_leave_torchs_generator_alone() -> None:
     run(FirstOrderClients(Quadratic(), OptimizerFactory("AdamW"), SEED))
     run(zeroth(Quadratic()))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
+def test_directions_too_large_to_keep_are_generated_again(noise: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = run(zeroth(Quadratic(), "weights", queries=2, noise=Noise(noise)))  # type: ignore[arg-type]  # as above
+    monkeypatch.setattr(clients, "KEPT_BYTES", 0)
+    again = run(zeroth(Quadratic(), "weights", queries=2, noise=Noise(noise)))  # type: ignore[arg-type]
+    for one, other in zip(kept, again, strict=True):
+        assert one.update is not None
+        assert other.update is not None
+        assert torch.equal(one.update, other.update)

@@ -124,7 +124,7 @@ def test_gradients_of_a_language_model_are_the_slopes_of_its_loss(tmp_path: Path
 
 
 def losses(model: CausalLM, thetas: Sequence[Tensor], batch: Batch) -> list[float]:
-    return model.losses(thetas, [batch] * len(thetas))
+    return model.losses(thetas, [batch] * len(thetas)).tolist()
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:

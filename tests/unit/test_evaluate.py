@@ -22,7 +22,7 @@ class Counting:
     segments: Sequence[Segment] = ()
     device = torch.device("cpu")
 
-    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
+    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
         raise AssertionError("evaluation asks example by example")
 
     def example_losses(self, theta: Tensor, batch: Batch) -> list[float]:

@@ -34,9 +34,9 @@ class Counting(Quadratic):
     most_batches: int = 0
     others: int = field(default_factory=lambda: living_batches())
 
-    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
+    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
         self.most_batches = max(self.most_batches, living_batches() - self.others)
-        return [float(self.loss(theta, batch)) for theta, batch in zip(thetas, batches, strict=True)]
+        return torch.stack([self.loss(theta, batch) for theta, batch in zip(thetas, batches, strict=True)])
 
 
 def living_batches() -> int:

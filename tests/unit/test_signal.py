@@ -27,9 +27,9 @@ class Rounding(Quadratic):
 
     resolution: float = 0.0
 
-    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
+    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
         exact = super().losses(thetas, batches)
-        return [round(loss / self.resolution) * self.resolution if self.resolution else loss for loss in exact]
+        return (exact / self.resolution).round() * self.resolution if self.resolution else exact
 
 
 def measured(eps: float, resolution: float) -> Signal:

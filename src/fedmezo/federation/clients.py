@@ -38,7 +38,7 @@ class ClientWork(Protocol):
 
         Args:
             tasks: one per client.
-            theta: (d,) float32, the state before the round.
+            theta: (d,) float32, the state before the round; anywhere, such as on the host of a GPU.
             state_hash: of theta.
             data: the examples of each client named in `tasks`.
         """
@@ -51,7 +51,6 @@ class _LocalRun:
 
     task: ClientTask
     theta: Tensor  # (d,), this client's own
-    origin: Tensor  # (d,), the round's, shared by all
     batches: Sequence[Batch]
     scalars: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # of each step that was not skipped
@@ -94,26 +93,45 @@ class ZerothOrderClients:
         self, tasks: Sequence[ClientTask], theta: Tensor, state_hash: str, data: Mapping[int, ClientData]
     ) -> list[Report]:
         """Run the group in lock-step, one local step of every client after the other; see `ClientWork.run`."""
-        runs = [_LocalRun(task, theta.clone(), theta, data[task.client].batches(task.round)) for task in tasks]
-        copies = theta.new_empty(min(self.lanes, 2 * self.estimator.queries * len(runs)), len(theta))
-        for step in range(max(len(run.batches) for run in runs)):
-            self._step_([run for run in runs if step < len(run.batches)], step, copies)
+        device = self.model.device
+        runs = [_LocalRun(task, theta.to(device, copy=True), data[task.client].batches(task.round)) for task in tasks]
+        rows = min(self.lanes, 2 * self.estimator.queries * len(runs))
+        copies = torch.empty(rows, len(theta), device=device)  # where perturbed copies are made
+        origin = theta.to(device) if self.proximal else None
+        probes = self._probes(runs, 0)
+        while probes:
+            probes = self._step_(runs, probes, copies, origin)
         return [self._report(run, theta, state_hash) for run in runs]
 
-    def _step_(self, runs: Sequence[_LocalRun], step: int, copies: Tensor) -> None:
-        """One step of each client; `copies` (lanes, d) is where perturbed copies are made."""
-        queries = self.estimator.queries
-        probes = [
-            _Probe(run, direction_stream(self.seed, run.task.round, run.task.client, step, query), run.batches[step])
-            for run in runs
-            for query in range(queries)
-        ]
+    def _step_(
+        self, runs: Sequence[_LocalRun], probes: Sequence[_Probe], copies: Tensor, origin: Tensor | None
+    ) -> list[_Probe]:
+        """One step of each client that has one left; returns the next one's probes.
+
+        These, and so their batches, are made while a GPU is at work on the losses. It is waited for once, to read them.
+        """
         z = self._kept_directions(probes)
         losses = self._probe_losses(probes, z, copies)
-        for index, run in enumerate(runs):
-            rows = slice(index * queries, (index + 1) * queries)
-            run.num_examples += probes[rows.start].batch.num_examples
-            self._update_(run, step, None if z is None else z[rows], losses[rows])
+        coming = self._probes(runs, probes[0].stream.step + 1)
+        plus_minus = [(plus, minus) for plus, minus in losses.view(-1, 2).tolist()]
+        queries = self.estimator.queries
+        for first in range(0, len(probes), queries):
+            rows = slice(first, first + queries)
+            self._update_(probes[first], None if z is None else z[rows], plus_minus[rows], origin)
+        return coming
+
+    def _probes(self, runs: Sequence[_LocalRun], step: int) -> list[_Probe]:
+        """The directions of a step, client by client, with their batches."""
+        probes = []
+        for run in runs:
+            if step < len(run.batches):
+                task, batch = run.task, run.batches[step]
+                streams = [
+                    direction_stream(self.seed, task.round, task.client, step, query)
+                    for query in range(self.estimator.queries)
+                ]
+                probes += [_Probe(run, stream, batch) for stream in streams]
+        return probes
 
     def _kept_directions(self, probes: Sequence[_Probe]) -> Tensor | None:
         """The directions of a step, (probes, d), generated once for both signs and the update.
@@ -125,17 +143,17 @@ class ZerothOrderClients:
             return None
         return self.estimator.noise.directions([probe.stream for probe in probes], 0, len(theta), theta.device)
 
-    def _probe_losses(self, probes: Sequence[_Probe], z: Tensor | None, copies: Tensor) -> list[tuple[float, float]]:
-        """The losses at theta + eps z and theta - eps z of each probe."""
+    def _probe_losses(self, probes: Sequence[_Probe], z: Tensor | None, copies: Tensor) -> Tensor:
+        """The losses at theta + eps z and theta - eps z of each probe, (2 probes,)."""
         eps = self.estimator.step_size
         signed = [(index, amount) for index in range(len(probes)) for amount in (eps, -eps)]
-        losses: list[float] = []
+        losses = []
         for first in range(0, len(signed), len(copies)):
             some = signed[first : first + len(copies)]
             for copy, (index, amount) in zip(copies, some, strict=False):
                 self._perturb_(copy, probes[index], None if z is None else z[index], amount)
-            losses += self.model.losses(copies[: len(some)], [probes[index].batch for index, _ in some])
-        return list(zip(losses[0::2], losses[1::2], strict=True))
+            losses.append(self.model.losses(copies[: len(some)], [probes[index].batch for index, _ in some]))
+        return torch.cat(losses)
 
     def _perturb_(self, copy: Tensor, probe: _Probe, z: Tensor | None, amount: float) -> None:
         """Make `copy` theta + amount z."""
@@ -144,8 +162,15 @@ class ZerothOrderClients:
         else:
             perturb(probe.run.theta, z, amount, out=copy)
 
-    def _update_(self, run: _LocalRun, step: int, z: Tensor | None, pairs: Sequence[tuple[float, float]]) -> None:
-        """theta_i -= c(rate, g) z for each query; a step with a loss that is not finite is skipped whole."""
+    def _update_(
+        self, probe: _Probe, z: Tensor | None, pairs: Sequence[tuple[float, float]], origin: Tensor | None
+    ) -> None:
+        """theta_i -= c(rate, g) z for each query; a step with a loss that is not finite is skipped whole.
+
+        `probe` is the client's first in this step, `origin` (d,) where the round began, for FedProx.
+        """
+        run = probe.run
+        run.num_examples += probe.batch.num_examples
         gradients = [projected_gradient(plus, minus, self.estimator) for plus, minus in pairs]
         finite = [g for g in gradients if g is not None]
         if len(finite) < len(gradients):
@@ -157,9 +182,11 @@ class ZerothOrderClients:
         task = run.task
         if self.weight_decay:
             run.theta.mul_(1 - task.rate * self.weight_decay)
-        if self.proximal:
-            run.theta.sub_(run.theta - run.origin, alpha=task.rate * self.proximal)
-        moves = local_moves(self.seed, task.round, task.client, task.rate, finite, len(finite), first_step=step)
+        if origin is not None:
+            run.theta.sub_(run.theta - origin, alpha=task.rate * self.proximal)
+        moves = local_moves(
+            self.seed, task.round, task.client, task.rate, finite, len(finite), first_step=probe.stream.step
+        )
         if z is None:
             apply_(run.theta, moves, self.estimator.noise)
         else:
@@ -176,7 +203,7 @@ class ZerothOrderClients:
             train_loss=_mean(run.losses),
             skipped_steps=run.skipped_steps,
             scalars=None if as_update else tuple(run.scalars),
-            update=run.theta.sub_(theta) if as_update else None,
+            update=run.theta.to(theta.device).sub_(theta) if as_update else None,
         )
 
 
@@ -220,7 +247,7 @@ class FirstOrderClients:
             num_examples=sum(batch.num_examples for batch in batches),
             train_loss=_mean(finite),
             skipped_steps=len(losses) - len(finite),
-            update=self.model.flat().sub_(theta),
+            update=self.model.flat().to(theta.device).sub_(theta),
         )
 
     @contextmanager

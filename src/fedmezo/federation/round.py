@@ -25,6 +25,8 @@ from fedmezo.records import Contribution, Refusal, Report, RoundPlan, RoundRecor
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.noise import Purpose, Stream, permutation
 
+HOST = torch.device("cpu")
+
 
 @dataclass(frozen=True, slots=True)
 class Federation:
@@ -40,6 +42,7 @@ class Federation:
         rules: what a report must look like; holds the protocol and the estimator.
         segments: the trainable tensors.
         server: what becomes of the average; other than FedAvg in the `weights` protocol alone.
+        device: where directions are generated. Theta itself is on the host, so that a GPU has room for the clients'.
     """
 
     seed: int
@@ -51,6 +54,7 @@ class Federation:
     rules: ReportRules
     segments: tuple[Segment, ...]
     server: ServerOptimizer = PLAIN_AVERAGE
+    device: torch.device = HOST
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +108,7 @@ def replay_round_(federation: Federation, state: ServerState, record: RoundRecor
     """The state after a recorded round of the `scalars` protocol; theta is changed in place."""
     estimator = federation.rules.estimator
     assert estimator is not None, "the scalars protocol has zeroth-order clients"
-    apply_scalars_(state.theta, record, federation.seed, estimator)
+    state.theta.copy_(apply_scalars_(state.theta.to(federation.device), record, federation.seed, estimator))
     return _after(state, record)
 
 
@@ -146,8 +150,7 @@ def _with_drifts(
 ) -> tuple[Contribution, ...]:
     estimator, segments = federation.rules.estimator, federation.segments
     if federation.rules.protocol == SCALARS and estimator is not None:
-        device = state.theta.device
-        drifts = drifts_of_scalars(contributions, state.round, federation.seed, estimator, segments, device)
+        drifts = drifts_of_scalars(contributions, state.round, federation.seed, estimator, segments, federation.device)
     else:
         drifts = drifts_of_updates([r.update for r in accepted if r.update is not None], segments)
     return tuple(replace(part, drift=drift) for part, drift in zip(contributions, drifts, strict=True))

@@ -127,7 +127,7 @@ def load(options: WorkerOptions, setup: Setup) -> Loaded:
         work=assemble.make_work(config, tuned),
         data=shard,
         base_hash=tuned.base_hash,
-        theta=tuned.theta,
+        theta=tuned.theta.to(tuned.model.device),
         seed=config.seed,
         estimator=assemble.make_estimator(config, tuned.model),
     )

@@ -59,7 +59,7 @@ class CausalLM:
         """Where theta and the batches are expected."""
         return self._flat.device
 
-    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> list[float]:
+    def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
         """Mean loss over the label tokens of batch j at theta j; the live tensors may be left at any of the thetas."""
         if len(thetas) != len(batches):
             raise ValueError(f"{len(thetas)} thetas and {len(batches)} batches do not pair")
@@ -69,7 +69,7 @@ class CausalLM:
                 self._means(thetas[first : first + self.lanes], batches[first : first + self.lanes])
                 for first in range(0, len(thetas), self.lanes)
             ]
-            return torch.cat(means).tolist() if means else []  # read together: one wait for the device
+            return torch.cat(means) if means else torch.empty(0)
 
     def use_lanes(self, lanes: int) -> list[str]:
         """Take the losses of up to so many thetas in one forward pass; returns what the user should be told.

@@ -38,8 +38,8 @@ class FlatParameters:
         return self._live.device
 
     def load(self, theta: Tensor) -> None:
-        """Copy theta (d,) into the live tensors."""
-        self.point_at(theta.detach().clone())
+        """Copy theta (d,), wherever it is, into the live tensors."""
+        self.point_at(theta.detach().to(self.device, copy=True))
 
     def point_at(self, theta: Tensor) -> None:
         """Make the live tensors views of theta (d,) itself: no copy, and none in memory beside it."""

@@ -34,7 +34,7 @@ def bytes_per_lane(model: Trainable, longest: Batch, theta: Tensor, queries: int
     The vectors, of d elements each, are a float32 copy for each lane, a bfloat16 direction for each two, and a
     client's float32 theta for each two queries.
     """
-    pair = theta.expand(2, -1).contiguous()
+    pair = theta.to(model.device).expand(2, -1).contiguous()
     activations = peak_memory_of(lambda: model.losses(pair, [longest, longest]), model.device) // 2
     return activations + len(theta) * (4 + 1 + 4 // (2 * queries))
 

@@ -55,7 +55,7 @@ class TunedModel:
     tokenizer: PreTrainedTokenizerFast
     base_hash: str
     dtype: torch.dtype
-    theta: Tensor  # (d,) initial
+    theta: Tensor  # (d,) initial; on the host
     notices: tuple[str, ...]
 
 
@@ -83,7 +83,7 @@ def load_model(config: Config) -> TunedModel:
     fingerprint = base_hash(base)
     model = CausalLM(base, config.llm.adapter.args[0].model_dump(), config.seed)
     notices = (*device_notices, *dtype_notices, *model.notices)
-    return TunedModel(model, tokenizer, fingerprint, dtype, model.flat(), notices)
+    return TunedModel(model, tokenizer, fingerprint, dtype, model.flat().cpu(), notices)
 
 
 def load_holdings(config: Config, tokenizer: PreTrainedTokenizerFast, console: Console) -> Holdings:
@@ -158,7 +158,9 @@ def noise_of_g(config: Config, tuned: TunedModel, holdings: Holdings, theta: Ten
         return []
     rows, zo = config.dataloader.batch_size, config.train.zo
     batches = [holdings.dataset.batch(shard[:rows], tuned.model.device) for shard in shards[:BATCHES_FOR_NOISE]]
-    return find_sound_eps(tuned.model, theta, batches, seed=config.seed, noise=Noise(zo.noise), eps=zo.eps)
+    return find_sound_eps(
+        tuned.model, theta.to(tuned.model.device), batches, seed=config.seed, noise=Noise(zo.noise), eps=zo.eps
+    )
 
 
 def clients_at_once(config: Config, model: CausalLM) -> int:
@@ -211,6 +213,7 @@ def make_federation(config: Config, model: CausalLM) -> Federation:
             config.fedopt.beta2,
             config.fedopt.tau,
         ),
+        device=model.device,
     )
 
 

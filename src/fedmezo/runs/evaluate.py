@@ -46,6 +46,7 @@ def evaluate(model: Evaluable, theta: Tensor, dataset: EncodedDataset, shards: S
     """
     indices = np.concatenate(shards)
     losses = np.empty(len(dataset))
+    theta = theta.to(model.device)
     for some in batches_by_length(indices, dataset.lengths):
         losses[some] = model.example_losses(theta, dataset.batch(some, model.device))
     by_client = {client: float(losses[shard].mean()) for client, shard in enumerate(shards) if len(shard)}

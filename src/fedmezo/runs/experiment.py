@@ -144,9 +144,9 @@ def load_parts(
         show_partition(log.console, assemble.category_counts(holdings.partition))
     restored = config.federate.restore_from
     if initial is not None:
-        theta = initial.to(tuned.model.device)
+        theta = initial.cpu()
     else:
-        theta = tuned.model.read_adapter(Path(restored)) if restored else tuned.theta
+        theta = tuned.model.read_adapter(Path(restored)).cpu() if restored else tuned.theta
     return Run(config, folder, log, tuned, holdings, theta, place)
 
 

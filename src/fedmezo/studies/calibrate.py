@@ -166,7 +166,9 @@ def set_up(config: Config, console: Console) -> Bench:
     theta = tuned.model.read_adapter(Path(restored)) if restored else tuned.theta
     train = config.train.model_copy(update={"train_strategy": FROZEN})
     other = config.model_copy(update={"seed": config.seed ^ MAX_SEED, "train": train})
-    return Bench(other, tuned, holdings, assemble.make_shards(other, holdings, tuned.model.device), theta)
+    return Bench(
+        other, tuned, holdings, assemble.make_shards(other, holdings, tuned.model.device), theta.to(tuned.model.device)
+    )
 
 
 def measure(bench: Bench, console: Console, budget: int) -> Calibration:
@@ -259,7 +261,7 @@ def _rounds(bench: Bench, eps: float, rate: float, rounds: int) -> Iterator[tupl
     federation = assemble.make_federation(config, bench.tuned.model)
     downlink = Downlink(federation.rules.protocol, federation.rules.num_parameters, derivable=True)
     engine = Simulation(assemble.make_work(config, bench.tuned), bench.shards, downlink)
-    state = initial_state(bench.theta.clone())
+    state = initial_state(bench.theta.to("cpu", copy=True))
     for done in range(1, rounds + 1):
         plan = plan_round(federation, state)
         result = engine.run_round(plan, state)

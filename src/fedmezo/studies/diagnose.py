@@ -116,13 +116,14 @@ def set_up(folder: Path, config: Config, console: Console) -> tuple[Bench, list[
     tuned = assemble.load_model(config)
     holdings = assemble.load_holdings(config, tuned.tokenizer, console)
     restored = config.federate.restore_from
-    initial = tuned.model.read_adapter(Path(restored)) if restored else tuned.theta
+    initial = tuned.model.read_adapter(Path(restored)).cpu() if restored else tuned.theta
     states = [(0, initial)]
     journal = read_journal(folder / JOURNAL_FILE)
     if journal.next_round:
         state = restore(folder, journal, assemble.make_federation(config, tuned.model), initial)
         states.append((state.round, state.theta))
-    return make_bench(config, tuned, holdings), states
+    on_device = [(index, theta.to(tuned.model.device)) for index, theta in states]
+    return make_bench(config, tuned, holdings), on_device
 
 
 def make_bench(config: Config, tuned: TunedModel, holdings: Holdings) -> Bench:

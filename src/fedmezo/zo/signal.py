@@ -129,7 +129,7 @@ def larger_steps(eps: float) -> list[float]:
 
 def _difference(model: Trainable, theta: Tensor, z: Tensor, batch: Batch, step: float) -> float:
     """L(theta + step z) - L(theta - step z), with one perturbed copy at a time."""
-    plus, minus = (model.losses([perturb(theta, z, amount)], [batch])[0] for amount in (step, -step))
+    plus, minus = (float(model.losses([perturb(theta, z, amount)], [batch])) for amount in (step, -step))
     if not (math.isfinite(plus) and math.isfinite(minus)):
         raise TrainingError(f"the loss is not finite at theta +/- eps z with eps {step:g} (train.zo.eps)")
     return plus - minus
