@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from fedmezo.errors import RunError
@@ -55,7 +57,14 @@ def test_a_damaged_answer_is_an_error(message: bytes) -> None:
         decode_joining(message)
 
 
-@pytest.mark.parametrize("message", [b"FMZT", encode_setup(SETUP)[:-1], encode_setup(SETUP)[:40]])
+SETUP_HEAD = len(encode_setup(replace(SETUP, settings={}))) - len("{}")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"FMZT", encode_setup(SETUP)[:-1], encode_setup(SETUP)[:40], encode_setup(SETUP)[:SETUP_HEAD] + b"[" * 100_000],
+    ids=["another", "cut", "cut early", "deep"],
+)
 def test_a_damaged_setup_is_an_error(message: bytes) -> None:
     with pytest.raises(RunError):
         decode_setup(message)

@@ -80,7 +80,7 @@ def decode_setup(data: bytes) -> Setup:
     _, _, client, round_index, base, theta = unpack(_SETUP, data, b"FMZS")
     try:
         settings = json.loads(data[_SETUP.size :])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"a setup message of {len(data)} bytes holds no valid settings: {error}") from error
     return Setup(client, round_index, base.hex(), theta.hex(), settings)
 
