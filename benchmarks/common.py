@@ -90,7 +90,7 @@ def batches(lengths: Sequence[tuple[int, int]], vocabulary: int, device: str) ->
         ids = torch.randint(3, vocabulary, (1, prompt + answer), generator=generator)
         labels = ids.clone()
         labels[:, :prompt] = IGNORE_LABEL
-        made.append(Batch(ids.to(device), torch.ones_like(ids).to(device), labels.to(device)))
+        made.append(Batch(ids.to(device), torch.ones_like(ids).to(device), labels))
     return made
 
 
@@ -114,7 +114,9 @@ def plain_step(model: CausalLM, batch: Batch, seed: int) -> None:
 
     def loss() -> float:
         with torch.inference_mode():
-            out = model.peft(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels)
+            out = model.peft(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels.to(device)
+            )
             return float(out.loss)
 
     perturb_(EPS)

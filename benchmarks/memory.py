@@ -36,7 +36,8 @@ def main() -> None:
 
     def plain() -> object:
         with torch.inference_mode():
-            return model.peft(input_ids=longest.input_ids, attention_mask=longest.attention_mask, labels=longest.labels)
+            labels = longest.labels.to(device)
+            return model.peft(input_ids=longest.input_ids, attention_mask=longest.attention_mask, labels=labels)
 
     def step(lanes: int) -> None:
         model.use_lanes(lanes)

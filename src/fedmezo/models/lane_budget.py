@@ -49,8 +49,8 @@ def device_memory(device: torch.device) -> int:
 
 def longest_batch(rows: int, length: int, device: torch.device) -> Batch:
     """A batch of the largest size: every token but the first of each row is a label."""
-    ids = torch.ones(rows, length, dtype=torch.int64, device=device)
-    labels = ids.clone()
+    labels = torch.ones(rows, length, dtype=torch.int64)
+    ids = labels.to(device, copy=True)
     labels[:, 0] = IGNORE_LABEL
     return Batch(ids, torch.ones_like(ids), labels)
 
