@@ -105,6 +105,7 @@ def plain_step(model: CausalLM, batch: Batch, seed: int) -> None:
     """A step as the reference does it: PEFT's own forward with labels, each tensor perturbed by `torch.normal`."""
     parameters = model.parameters()
     device = batch.input_ids.device
+    labels = batch.labels.to(device)
 
     def perturb_(amount: float) -> None:
         generator = torch.Generator(device).manual_seed(seed)
