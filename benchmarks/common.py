@@ -115,9 +115,7 @@ def plain_step(model: CausalLM, batch: Batch, seed: int) -> None:
 
     def loss() -> float:
         with torch.inference_mode():
-            out = model.peft(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels.to(device)
-            )
+            out = model.peft(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels)
             return float(out.loss)
 
     perturb_(EPS)
