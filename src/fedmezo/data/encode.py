@@ -66,8 +66,8 @@ class EncodedDataset:
         is_label = is_token & (positions >= self.prompt_lengths[rows, None])
         labels = np.where(is_label, input_ids, IGNORE_LABEL)
         return Batch(
-            input_ids=torch.from_numpy(input_ids).to(device),
-            attention_mask=torch.from_numpy(is_token.astype(np.int64)).to(device),
+            input_ids=torch.from_numpy(input_ids).to(device, non_blocking=True),  # joins a GPU's queue, waits for none
+            attention_mask=torch.from_numpy(is_token.astype(np.int64)).to(device, non_blocking=True),
             labels=torch.from_numpy(labels),
         )
 

@@ -48,6 +48,8 @@ class LabelPositions:
     def of(cls, labels: Tensor, length: int, device: torch.device) -> LabelPositions:
         """Find them in labels (b, t) on the host, where what depends on values keeps no device waiting.
 
+        Nor do the copies to a GPU: with `non_blocking` they only join its queue.
+
         `length` is v + t: the virtual tokens stand first and carry no label, but the last of them predicts the first
         token. The first of all v + t tokens is predicted nowhere.
         """
@@ -55,9 +57,9 @@ class LabelPositions:
         is_label = shifted != IGNORE_LABEL  # (b, v + t - 1)
         rows, columns = is_label.nonzero(as_tuple=True)
         return cls(
-            index=to_device(rows * length + columns, device),
-            targets=to_device(shifted[is_label], device),
-            counts=to_device(is_label.sum(1), device),
+            index=(rows * length + columns).to(device, non_blocking=True),
+            targets=shifted[is_label].to(device, non_blocking=True),
+            counts=is_label.sum(1).to(device, non_blocking=True),
             length=length,
         )
 
@@ -152,11 +154,6 @@ class LabelOnlyPath:
 
     def _chunk_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self._finish(self._head(hidden)).float(), targets, reduction="none")
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Values made on the host, on the device; a GPU fetches them by itself while the host goes on."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def choose_path(model: nn.Module, base: PreTrainedModel) -> tuple[LossPath, list[str]]:

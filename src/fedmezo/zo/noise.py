@@ -254,9 +254,11 @@ def _addresses(streams: Sequence[Stream], first: int, last: int, device: torch.d
     if any(stream.key != key for stream in streams):
         raise ValueError("streams of different seeds cannot be drawn together")
     shape = (len(streams), last - first)
-    c1, c2, c3 = torch.tensor([stream.counter for stream in streams]).to(device).unsqueeze(-1).unbind(1)
+    own = torch.tensor([stream.counter for stream in streams]).to(device, non_blocking=True)
+    c1, c2, c3 = own.unsqueeze(-1).unbind(1)
     c0 = torch.arange(first, last, device=device)
-    return (c0.expand(shape), c1.expand(shape), c2.expand(shape), c3.expand(shape)), torch.tensor(key).to(device)
+    counter = (c0.expand(shape), c1.expand(shape), c2.expand(shape), c3.expand(shape))
+    return counter, torch.tensor(key).to(device, non_blocking=True)
 
 
 def _packed(counter: Counter, key: Tensor) -> Tensor:
