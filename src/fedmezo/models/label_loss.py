@@ -26,7 +26,7 @@ from fedmezo.records import IGNORE_LABEL, Batch
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-LOGIT_BYTES = 64 << 20
+LOGIT_BYTES = 16 << 20
 """Size of the float32 logits that are made at a time."""
 
 
