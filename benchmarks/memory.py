@@ -3,6 +3,7 @@
 Counts what operations allocate, as the run itself does to choose its lanes; on a GPU, the allocator's own peak.
 
     python -m benchmarks.memory --device cuda --shape 3b --rank 128 --dtype float16
+    python -m benchmarks.memory --shape 3b --rank 128 --dtype bfloat16 --threads 2 --one-lane-only   # 8 GB
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ CLIENTS = 3
 
 def main() -> None:
     """Measure and print."""
-    options = common.arguments(__doc__).parse_args()
+    parser = common.arguments(__doc__)
+    parser.add_argument("--one-lane-only", action="store_true", help="neither six lanes nor back-propagation")
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     model = common.adapted(common.base_model(options.shape, options.dtype, options.device), options.rank)
     length = 256 if options.quick else LONGEST
     longest = longest_batch(1, length, device)
-    theta = model.flat()
+    theta = model.flat().cpu()  # a server keeps its own on the host
 
     def plain() -> object:
         with torch.inference_mode():
@@ -49,16 +52,14 @@ def main() -> None:
         model.load(theta)
         backward(model, longest)
 
-    model.use_lanes(2 * CLIENTS)  # its check is no part of a step
-    forms: dict[str, Callable[[], object]] = {
-        "plain inference forward": plain,
-        "a step, one lane": lambda: step(1),
-        f"a step, {2 * CLIENTS} lanes": lambda: step(2 * CLIENTS),
-        "back-propagation": back,
-    }
+    forms: dict[str, Callable[[], object]] = {"plain inference forward": plain, "a step, one lane": lambda: step(1)}
+    if not options.one_lane_only:
+        model.use_lanes(2 * CLIENTS)  # its check is no part of a step
+        forms |= {f"a step, {2 * CLIENTS} lanes": lambda: step(2 * CLIENTS), "back-propagation": back}
     peaks = {name: peak_memory_of(work, device) for name, work in forms.items()}
-    model.checkpoint_gradients()
-    peaks["back-propagation, checkpointed"] = peak_memory_of(back, device)
+    if not options.one_lane_only:
+        model.checkpoint_gradients()
+        peaks["back-propagation, checkpointed"] = peak_memory_of(back, device)
     weights = sum(p.numel() * p.element_size() for p in model.peft.parameters())
     rows = [Row(f"{name}, above the weights", peak / MIB, "MiB") for name, peak in peaks.items()]
     whole = {name: peak + weights for name, peak in peaks.items()}
