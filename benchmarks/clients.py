@@ -1,4 +1,7 @@
-"""What a step costs with many simulated clients: python -m benchmarks.clients. 3 clients beside 300, as many steps."""
+"""What a step costs with many simulated clients: python -m benchmarks.clients.
+
+One round of 300 clients beside a hundred rounds of 3, each of as many local steps.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ from fedmezo.zo.estimate import Estimator
 
 LANES = 6
 FEW, MANY = 3, 300
-STEPS = 4
-"""Of each of the many clients: ranks of length, by which clients' batches are paired, need more than one."""
+STEPS = 10
+"""Of a client in a round. The more there are, the closer in length are the batches that share a forward pass."""
 
 
 def main() -> None:
@@ -37,18 +40,19 @@ def main() -> None:
     many = 30 if options.quick else MANY
     device = torch.device(options.device)
 
-    def round_of(clients: int, steps: int) -> None:
-        schedule = Schedule(1, batches=steps)
+    def rounds_of(clients: int, rounds: int) -> None:
+        schedule = Schedule(1, batches=STEPS)
         data: Mapping[int, Shard] = {
             client: Shard(dataset, np.arange(client, len(dataset), clients), 1, client, schedule, device)
             for client in range(clients)
         }
         downlink = Downlink("scalars", len(state.theta), derivable=True)
         engine = Simulation(work, data, downlink, LANES // 2)
-        engine.run_round(RoundPlan(0, tuple(range(clients)), (1e-5,) * clients), state)
+        for index in range(rounds):
+            engine.run_round(RoundPlan(index, tuple(range(clients)), (1e-5,) * clients), state)
 
     steps = STEPS * many
-    forms = {f"{FEW} clients": lambda: round_of(FEW, steps // FEW), f"{many} clients": lambda: round_of(many, STEPS)}
+    forms = {f"{FEW} clients": lambda: rounds_of(FEW, many // FEW), f"{many} clients": lambda: rounds_of(many, 1)}
     times = common.interleaved(forms, 1 if options.quick else 3, options.device)
     rows = [Row(f"{name}, a step", 1e3 * value / steps, "ms") for name, value in times.items()]
     rows.append(Row("many / few", times[f"{many} clients"] / times[f"{FEW} clients"], "times"))
@@ -58,11 +62,12 @@ def main() -> None:
 
 
 def synthetic(lengths: list[tuple[int, int]], examples: int, vocabulary: int) -> EncodedDataset:
-    """Examples of random tokens."""
-    chosen = [lengths[i % len(lengths)] for i in range(examples)]
+    """Examples of random tokens, each length as often as any other, in no order."""
+    rng = np.random.default_rng(1)
+    chosen = [lengths[i % len(lengths)] for i in rng.permutation(examples)]
     sizes = np.array([sum(pair) for pair in chosen])
     return EncodedDataset(
-        tokens=np.random.default_rng(1).integers(3, vocabulary, sizes.sum(), dtype=np.int32),
+        tokens=rng.integers(3, vocabulary, sizes.sum(), dtype=np.int32),
         offsets=np.concatenate([[0], np.cumsum(sizes)]),
         prompt_lengths=np.array([prompt for prompt, _ in chosen], dtype=np.int32),
         kept=np.arange(examples),
