@@ -5,14 +5,14 @@
     python -m benchmarks.step_time --device cuda --shape 3b --rank 128 --dtype float16
 
 A step is one client's: two losses, the directions and the update, with batches of one example. Ours is measured with
-one lane and with the lanes of three clients, these also compiled (on a GPU: captured); the plain step is always
-sequential, in float32 on a CPU.
+one lane and with the lanes of three clients, these also compiled, directions included (on a GPU: captured); the plain
+step is always sequential, in float32 on a CPU.
 """
 
 from __future__ import annotations
 
 import time
-from itertools import count
+from collections import Counter
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from fedmezo.federation.clients import ZerothOrderClients
 from fedmezo.models.causal_lm import CausalLM
 from fedmezo.records import Batch, ClientData, ClientTask
 from fedmezo.zo.estimate import Estimator
+from fedmezo.zo.noise import Noise
 
 CLIENTS = 3
 
@@ -52,8 +53,9 @@ def main() -> None:
     plain = common.adapted(common.base_model(shape, plain_dtype, device), options.rank)
     ours = common.adapted(common.base_model(shape, options.dtype, device), options.rank)
     theta = ours.flat()
+    thetas = theta.repeat(2 * CLIENTS, 1)
     data: dict[int, ClientData] = {client: OneBatch(batches) for client in range(CLIENTS)}
-    rounds, plain_rounds = count(), count()
+    turns: Counter[str] = Counter()  # of each form, so that all see the same batches
     ours.use_lanes(2 * CLIENTS)
     compiled = common.adapted(common.base_model(shape, options.dtype, device), options.rank)
     compiled.use_lanes(2 * CLIENTS)
@@ -62,30 +64,33 @@ def main() -> None:
         print(notice)
     compiling = time.perf_counter() - started
 
-    def step(model: CausalLM, lanes: int) -> None:
+    def turn(form: str) -> int:
+        turns[form] += 1
+        return turns[form]
+
+    def step(form: str, model: CausalLM, lanes: int) -> None:
         model.use_lanes(lanes)
-        work = ZerothOrderClients(model, Estimator(common.EPS), 1, "scalars", lanes)
-        round_index = next(rounds)
-        tasks = [ClientTask(round_index, client, 1e-5) for client in range(CLIENTS)]
+        estimator = Estimator(common.EPS, noise=Noise(compiled=model.compiled))
+        work = ZerothOrderClients(model, estimator, 1, "scalars", lanes)
+        tasks = [ClientTask(turn(form), client, 1e-5) for client in range(CLIENTS)]
         for group in [tasks] if lanes > 1 else [[task] for task in tasks]:
             work.run(group, theta, "", data)
 
     def plain_steps() -> None:
-        index = next(plain_rounds)
-        for _ in range(CLIENTS):
-            common.plain_step(plain, batches[index % len(batches)], index)
+        batch = batches[turn("plain") % len(batches)]
+        for client in range(CLIENTS):
+            common.plain_step(plain, batch, client)
 
     def forward_passes() -> None:
-        thetas = theta.expand(2 * CLIENTS, -1)
-        ours.losses(thetas, [batches[next(rounds) % len(batches)]] * len(thetas)).tolist()
+        compiled.losses(thetas, [batches[turn("forward") % len(batches)]] * len(thetas)).tolist()
 
     forms = {
         "plain": plain_steps,
-        "ours, one lane": lambda: step(ours, 1),
-        "ours, lanes": lambda: step(ours, 2 * CLIENTS),
-        "ours, lanes compiled": lambda: step(compiled, 2 * CLIENTS),
-        "forward passes of ours, lanes": forward_passes,
-        "back-propagation": lambda: backward(plain, batches[0]),
+        "ours, one lane": lambda: step("one lane", ours, 1),
+        "ours, lanes": lambda: step("lanes", ours, 2 * CLIENTS),
+        "ours, lanes compiled": lambda: step("compiled", compiled, 2 * CLIENTS),
+        "forward passes alone, lanes compiled": forward_passes,
+        "back-propagation": lambda: backward(plain, batches[turn("backward") % len(batches)]),
     }
     repeats = (3 if options.quick else 10) if shape != "tiny" else (10 if options.quick else 50)
     times = common.interleaved(forms, repeats, device)
@@ -116,7 +121,7 @@ def rows(
     rate, speed = common.matmul_flops(dtype, device), common.bandwidth(device)
     floor = max(operations / rate, 2 * weights / speed / (2 * CLIENTS))
     ours = min(times["ours, one lane"], times["ours, lanes"], times["ours, lanes compiled"])
-    outside = 1 - times["forward passes of ours, lanes"] / times["ours, lanes"]
+    outside = 1 - times["forward passes alone, lanes compiled"] / times["ours, lanes compiled"]
     return [
         *made,
         Row("matrix products", rate / 1e9, "GFLOP/s"),
