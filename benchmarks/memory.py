@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import common
 from benchmarks.common import Row
-from benchmarks.step_time import OneBatch, backward
+from benchmarks.step_time import InTurn, backward
 from fedmezo.federation.clients import ZerothOrderClients
 from fedmezo.models.lane_budget import longest_batch, peak_memory_of
 from fedmezo.records import ClientTask
@@ -46,7 +46,7 @@ def main() -> None:
         model.use_lanes(lanes)
         tasks = [ClientTask(0, client, 1e-5) for client in range(max(1, lanes // 2))]
         work = ZerothOrderClients(model, Estimator(common.EPS), 1, "scalars", lanes)
-        work.run(tasks, theta, "", {task.client: OneBatch([longest]) for task in tasks})
+        work.run(tasks, theta, "", {task.client: InTurn([longest], 1) for task in tasks})
 
     def back() -> None:
         model.load(theta)

@@ -26,20 +26,23 @@ from fedmezo.zo.estimate import Estimator
 from fedmezo.zo.noise import Noise
 
 CLIENTS = 3
+STEPS = 5
+"""Of each client in a round: what is done once a round is spread over them. The paper's rounds have 30."""
 
 
-class OneBatch:
-    """A client whose round is one step: a `ClientData` that takes its batches in turn."""
+class InTurn:
+    """A client that takes its batches in turn, so many in a round: a `ClientData`."""
 
     num_examples = 1
-    num_batches = 1
 
-    def __init__(self, batches: list[Batch]) -> None:
+    def __init__(self, batches: list[Batch], num_batches: int) -> None:
         self._batches = batches
+        self.num_batches = num_batches
 
     def batches(self, round_index: int) -> list[Batch]:
-        """One batch."""
-        return [self._batches[round_index % len(self._batches)]]
+        """The next ones."""
+        first = round_index * self.num_batches
+        return [self._batches[(first + i) % len(self._batches)] for i in range(self.num_batches)]
 
 
 def main() -> None:
@@ -54,7 +57,7 @@ def main() -> None:
     ours = common.adapted(common.base_model(shape, options.dtype, device), options.rank)
     theta = ours.flat()
     thetas = theta.repeat(2 * CLIENTS, 1)
-    data: dict[int, ClientData] = {client: OneBatch(batches) for client in range(CLIENTS)}
+    data: dict[int, ClientData] = {client: InTurn(batches, STEPS) for client in range(CLIENTS)}
     turns: Counter[str] = Counter()  # of each form, so that all see the same batches
     ours.use_lanes(2 * CLIENTS)
     compiled = common.adapted(common.base_model(shape, options.dtype, device), options.rank)
@@ -77,12 +80,18 @@ def main() -> None:
             work.run(group, theta, "", data)
 
     def plain_steps() -> None:
-        batch = batches[turn("plain") % len(batches)]
-        for client in range(CLIENTS):
-            common.plain_step(plain, batch, client)
+        for batch in data[0].batches(turn("plain")):
+            for client in range(CLIENTS):
+                common.plain_step(plain, batch, client)
 
     def forward_passes() -> None:
-        compiled.losses(thetas, [batches[turn("forward") % len(batches)]] * len(thetas)).tolist()
+        for batch in data[0].batches(turn("forward")):
+            compiled.losses(thetas, [batch] * len(thetas)).tolist()
+
+    def back_propagation() -> None:
+        for batch in data[0].batches(turn("backward")):
+            for _ in range(CLIENTS):
+                backward(plain, batch)
 
     forms = {
         "plain": plain_steps,
@@ -90,11 +99,11 @@ def main() -> None:
         "ours, lanes": lambda: step("lanes", ours, 2 * CLIENTS),
         "ours, lanes compiled": lambda: step("compiled", compiled, 2 * CLIENTS),
         "forward passes alone, lanes compiled": forward_passes,
-        "back-propagation": lambda: backward(plain, batches[turn("backward") % len(batches)]),
+        "back-propagation": back_propagation,
     }
-    repeats = (3 if options.quick else 10) if shape != "tiny" else (10 if options.quick else 50)
+    repeats = (1 if options.quick else 4) if shape != "tiny" else (4 if options.quick else 20)
     times = common.interleaved(forms, repeats, device)
-    step_seconds = {name: value / (1 if name == "back-propagation" else CLIENTS) for name, value in times.items()}
+    step_seconds = {name: value / (CLIENTS * STEPS) for name, value in times.items()}
     measured = rows(step_seconds, options.dtype, device, lengths, ours)
     common.report("step_time", [*measured, Row("compilation", compiling, "s")], options)
 
