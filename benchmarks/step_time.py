@@ -12,7 +12,9 @@ step is always sequential, in float32 on a CPU.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -21,11 +23,12 @@ from benchmarks import common
 from benchmarks.common import Row
 from fedmezo.federation.clients import ZerothOrderClients
 from fedmezo.models.causal_lm import CausalLM
-from fedmezo.records import Batch, ClientData, ClientTask
+from fedmezo.records import Batch, ClientTask
 from fedmezo.zo.estimate import Estimator
 from fedmezo.zo.noise import Noise
 
 CLIENTS = 3
+LANES = 2 * CLIENTS
 STEPS = 5
 """Of each client in a round: what is done once a round is spread over them. The paper's rounds have 30."""
 
@@ -54,58 +57,60 @@ def main() -> None:
     batches = common.batches(lengths, common.SHAPES[shape]["vocab_size"], device)
     plain_dtype = "float32" if device == "cpu" else options.dtype
     plain = common.adapted(common.base_model(shape, plain_dtype, device), options.rank)
-    ours = common.adapted(common.base_model(shape, options.dtype, device), options.rank)
-    theta = ours.flat()
-    thetas = theta.repeat(2 * CLIENTS, 1)
-    data: dict[int, ClientData] = {client: InTurn(batches, STEPS) for client in range(CLIENTS)}
-    turns: Counter[str] = Counter()  # of each form, so that all see the same batches
-    ours.use_lanes(2 * CLIENTS)
-    compiled = common.adapted(common.base_model(shape, options.dtype, device), options.rank)
-    compiled.use_lanes(2 * CLIENTS)
+    ours, compiled = (common.adapted(common.base_model(shape, options.dtype, device), options.rank) for _ in range(2))
+    for model in (ours, compiled):
+        model.use_lanes(LANES)
     started = time.perf_counter()
     for notice in compiled.compile():
         print(notice)
     compiling = time.perf_counter() - started
-
-    def turn(form: str) -> int:
-        turns[form] += 1
-        return turns[form]
-
-    def step(form: str, model: CausalLM, lanes: int) -> None:
-        model.use_lanes(lanes)
-        estimator = Estimator(common.EPS, noise=Noise(compiled=model.compiled))
-        work = ZerothOrderClients(model, estimator, 1, "scalars", lanes)
-        tasks = [ClientTask(turn(form), client, 1e-5) for client in range(CLIENTS)]
-        for group in [tasks] if lanes > 1 else [[task] for task in tasks]:
-            work.run(group, theta, "", data)
-
-    def plain_steps() -> None:
-        for batch in data[0].batches(turn("plain")):
-            for client in range(CLIENTS):
-                common.plain_step(plain, batch, client)
-
-    def forward_passes() -> None:
-        for batch in data[0].batches(turn("forward")):
-            compiled.losses(thetas, [batch] * len(thetas)).tolist()
-
-    def back_propagation() -> None:
-        for batch in data[0].batches(turn("backward")):
-            for _ in range(CLIENTS):
-                backward(plain, batch)
-
-    forms = {
-        "plain": plain_steps,
-        "ours, one lane": lambda: step("one lane", ours, 1),
-        "ours, lanes": lambda: step("lanes", ours, 2 * CLIENTS),
-        "ours, lanes compiled": lambda: step("compiled", compiled, 2 * CLIENTS),
-        "forward passes alone, lanes compiled": forward_passes,
-        "back-propagation": back_propagation,
-    }
     repeats = (1 if options.quick else 4) if shape != "tiny" else (4 if options.quick else 20)
-    times = common.interleaved(forms, repeats, device)
+    times = common.interleaved(rounds(plain, ours, compiled, InTurn(batches, STEPS)), repeats, device)
     step_seconds = {name: value / (CLIENTS * STEPS) for name, value in times.items()}
     measured = rows(step_seconds, options.dtype, device, lengths, ours)
     common.report("step_time", [*measured, Row("compilation", compiling, "s")], options)
+
+
+def rounds(plain: CausalLM, ours: CausalLM, compiled: CausalLM, data: InTurn) -> dict[str, Callable[[], object]]:
+    """A round of all clients in each form; every form sees the same batches."""
+    theta = ours.flat()
+    thetas = theta.repeat(LANES, 1)
+
+    def zeroth_order(model: CausalLM, lanes: int, index: int) -> None:
+        model.use_lanes(lanes)
+        estimator = Estimator(common.EPS, noise=Noise(compiled=model.compiled))
+        work = ZerothOrderClients(model, estimator, 1, "scalars", lanes)
+        tasks = [ClientTask(index, client, 1e-5) for client in range(CLIENTS)]
+        for group in [tasks] if lanes > 1 else [[task] for task in tasks]:
+            work.run(group, theta, "", dict.fromkeys(range(CLIENTS), data))
+
+    def plain_steps(index: int) -> None:
+        for seed, batch in enumerate(CLIENTS * data.batches(index)):
+            common.plain_step(plain, batch, seed)
+
+    def forward_passes(index: int) -> None:
+        for batch in data.batches(index):
+            compiled.losses(thetas, [batch] * LANES).tolist()
+
+    def back_propagation(index: int) -> None:
+        for batch in CLIENTS * data.batches(index):
+            backward(plain, batch)
+
+    forms: dict[str, Callable[[int], None]] = {
+        "plain": plain_steps,
+        "ours, one lane": partial(zeroth_order, ours, 1),
+        "ours, lanes": partial(zeroth_order, ours, LANES),
+        "ours, lanes compiled": partial(zeroth_order, compiled, LANES),
+        "forward passes alone, lanes compiled": forward_passes,
+        "back-propagation": back_propagation,
+    }
+    return {name: in_turn(form) for name, form in forms.items()}
+
+
+def in_turn(form: Callable[[int], None]) -> Callable[[], None]:
+    """Calls a form with 0, 1, 2, ..."""
+    turns = count()
+    return lambda: form(next(turns))
 
 
 def backward(model: CausalLM, batch: Batch) -> None:
@@ -128,7 +133,7 @@ def rows(
     operations = 2 * 2 * ((size - vocabulary) * tokens + vocabulary / 2 * answer)
     weights = (size - vocabulary / 2) * torch.finfo(getattr(torch, dtype)).bits / 8
     rate, speed = common.matmul_flops(dtype, device), common.bandwidth(device)
-    floor = max(operations / rate, 2 * weights / speed / (2 * CLIENTS))
+    floor = max(operations / rate, 2 * weights / speed / LANES)
     ours = min(times["ours, one lane"], times["ours, lanes"], times["ours, lanes compiled"])
     outside = 1 - times["forward passes alone, lanes compiled"] / times["ours, lanes compiled"]
     return [
