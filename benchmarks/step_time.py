@@ -61,7 +61,7 @@ def main() -> None:
     for model in (ours, compiled):
         model.use_lanes(LANES)
     started = time.perf_counter()
-    for notice in compiled.compile():
+    for notice in compiled.compile(rows=1):
         print(notice)
     compiling = time.perf_counter() - started
     repeats = (1 if options.quick else 4) if shape != "tiny" else (4 if options.quick else 20)

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch._inductor.utils import fresh_cache
 
+from fedmezo.models import compiled
 from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.compiled import FEWEST_LABELS, LENGTH_STEP, GraphedForward, padded
 from fedmezo.models.label_loss import LabelOnlyPath, LabelPositions
-from fedmezo.models.lanes import EagerForward, join, laned_losses
+from fedmezo.models.lanes import EagerForward, base_of, join, laned_losses
 from fedmezo.records import Batch
 from fedmezo.runs.journal import read_journal
 from tests.integration.test_architectures import CPU, METHODS, batch_of, build, directories, moved
@@ -33,12 +34,23 @@ def some_thetas(lm: CausalLM) -> Tensor:
 def test_compiled_lanes_give_the_sequential_losses(directories: dict[str, Path]) -> None:
     lm = build(directories["llama"], "lora")
     thetas = some_thetas(lm)
-    alone = [lm.losses(list(thetas), batches).tolist() for batches in (BATCHES, LONG)]
+    alone = lm.losses(list(thetas), LONG).tolist()
     lm.use_lanes(4)
-    assert lm.compile() == []
-    for batches, expected in zip((BATCHES, LONG), alone, strict=True):
-        # float32 sums in another order, of losses near 5
-        assert lm.losses(thetas, batches).tolist() == pytest.approx(expected, abs=1e-5)
+    assert lm.compile(rows=1) == []
+    # float32 sums in another order, of losses near 5
+    assert lm.losses(thetas, LONG).tolist() == pytest.approx(alone, abs=1e-5)
+    assert lm.losses(thetas[:3], LONG[:3]).tolist() == pytest.approx(alone[:3], abs=1e-5)
+
+
+def test_layers_that_share_no_kernel_are_not_compiled(
+    directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(compiled, "KERNELS_OF_BLOCKS", 1)  # the model has two layers
+    lm = build(directories["llama"], "prefix")  # PEFT's cache is addressed by the layer's number
+    lm.use_lanes(4)
+    [notice] = lm.compile(rows=1)
+    assert "cannot be compiled here" in notice
 
 
 def test_without_a_compiler_lanes_stay_as_they_are(directories: dict[str, Path], no_compiler: None) -> None:
@@ -46,7 +58,7 @@ def test_without_a_compiler_lanes_stay_as_they_are(directories: dict[str, Path],
     thetas = some_thetas(lm)
     lm.use_lanes(4)
     eager = lm.losses(thetas, LONG).tolist()
-    [notice] = lm.compile()
+    [notice] = lm.compile(rows=1)
     assert "cannot be compiled here" in notice
     assert not lm.compiled
     assert lm.losses(thetas, LONG).tolist() == eager
@@ -64,10 +76,13 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 class Rerun:
     """Stands for a CUDA graph: does the captured work again, whose result appears where the first one was."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = 100) -> None:
         self.captured = 0
+        self.room = room
 
     def __call__(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        if self.captured == self.room:
+            raise RuntimeError("out of memory")
         self.captured += 1
         result = work()
         return lambda: result.copy_(work())
@@ -80,13 +95,13 @@ def test_captured_lanes_give_the_sequential_losses(directories: dict[str, Path],
     alone = [lm.losses(list(thetas), batches).tolist() for batches in (BATCHES, LONG)]
     lm.use_lanes(4)
     assert isinstance(lm._laned, EagerForward)
-    path, layers = lm._laned.path, lm._laned.layers
+    path = lm._laned.path
     assert isinstance(path, LabelOnlyPath)
     capture = Rerun()
     with torch.inference_mode():
         lm._laned(thetas[:2], join(LONG[:2]))
         virtual = path.hidden_states(join(LONG[:2]).input_ids).shape[1] - join(LONG[:2]).length
-        graphed = GraphedForward(path, layers, virtual, capture)
+        graphed = GraphedForward(lm._laned, virtual, longest=None, capture=capture)
         for _ in range(2):  # captured, then only run
             for batches, expected in zip((BATCHES, LONG), alone, strict=True):
                 assert laned_losses(graphed, thetas, batches).tolist() == pytest.approx(expected, abs=1e-5)
@@ -96,6 +111,35 @@ def test_captured_lanes_give_the_sequential_losses(directories: dict[str, Path],
         assert capture.captured == 3
     lm.use_lanes(1)
     assert found == pytest.approx(lm.losses(0.5 * thetas, shorter).tolist(), abs=1e-5)
+
+
+def test_padding_stays_within_the_models_positions(directories: dict[str, Path]) -> None:
+    lm = build(directories["gpt2"], "lora")
+    thetas = some_thetas(lm)[:2]
+    batches = [batch_of((30, 20)), batch_of((20, 20))]
+    expected = lm.losses(list(thetas), batches).tolist()
+    lm.use_lanes(2)
+    assert isinstance(lm._laned, EagerForward)
+    room = base_of(lm.peft).config.max_position_embeddings
+    with torch.inference_mode():
+        graphed = GraphedForward(lm._laned, 0, longest=room, capture=Rerun())
+        assert laned_losses(graphed, thetas, batches).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_size_that_cannot_be_captured_stays_eager(
+    directories: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = build(directories["llama"], "lora")
+    thetas = some_thetas(lm)
+    lm.use_lanes(4)
+    assert isinstance(lm._laned, EagerForward)
+    capture = Rerun(room=1)
+    with torch.inference_mode():
+        graphed = GraphedForward(lm._laned, 0, longest=None, capture=capture)
+        laned_losses(graphed, thetas, LONG)
+        found = laned_losses(graphed, thetas[:2], LONG[:2])
+        assert torch.equal(found, laned_losses(lm._laned, thetas[:2], LONG[:2]))
+    assert "stays without a graph: out of memory" in caplog.text
 
 
 @pytest.mark.parametrize("labels", [1, FEWEST_LABELS, FEWEST_LABELS + 1])
@@ -115,7 +159,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 def test_what_cannot_be_compiled_is_refused(directories: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="only a laned form"):
-        build(directories["llama"], "lora").compile()
+        build(directories["llama"], "lora").compile(rows=1)
 
 
 def test_all_forms_make_the_same_run_where_g_rounds_alike(runs: Runs) -> None:

@@ -34,7 +34,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 def alone(machines: Machines) -> str:
     """What a server says that is interrupted once before any site is there."""
     server = machines.start("alone", "serve", machines.server.folder, machines.config("alone"))
-    wait_until(lambda: "none is yet" in machines.output("alone"), 60, "the first round is due")
+    wait_until(lambda: "begins when clients" in machines.output("alone"), 60, "the first round is due")
     server.send_signal(signal.SIGINT)
     assert server.wait(60) == 130
     return machines.output("alone")

@@ -392,7 +392,7 @@ IN_FILE = [
     ("expname: !mine x\n", f"c.yaml:13: not valid YAML: the tag !mine is not supported; {NO_TAGS}"),
     ("seed: !!int one\n", "c.yaml:13: not valid YAML: 'one' is no int"),
     ("seed: 0x_\n", "c.yaml:13: not valid YAML: '0x_' is no int"),
-    ("x: " + "[" * 600 + "\n", "c.yaml:1: lists or sections are nested too deeply"),
+    ("x: " + "[" * 5_000 + "\n", "c.yaml:1: lists or sections are nested too deeply"),
     ("eval: {count_flops: 1}\neval: 3\n",
      "2 problems in the configuration\n"
      "c.yaml:14: eval: given twice, first in line 13; keep one\n"

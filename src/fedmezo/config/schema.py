@@ -327,8 +327,7 @@ class Train(Section):
     lanes: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], Allowed("auto, or a whole number above 0")] = "auto"
     """Perturbed copies that share a forward pass: as many as memory allows, or a number; 1 is one after the other."""
     compile: Annotated[Literal["auto"] | bool, Allowed("auto, true or false")] = "auto"
-    """mezotrainer: compile the generation of directions and, over lanes, the forward pass (on a GPU, capture it as CUDA
-    graphs). Faster steps for a start that is slower by up to a minute; auto: where a run on a CPU is long enough."""
+    """Compile directions and forward pass (on a GPU: CUDA graphs), for a slower start; auto: in long runs on a CPU."""
     gradient_checkpointing: bool = False
     """llmtrainer: compute activations again on the way back instead of keeping them, for less memory and more time."""
     is_enable_half: bool = False

@@ -263,7 +263,7 @@ class Distributed:
             return
         if self._quiet_seconds % _SECONDS_BETWEEN_NOTICES == 0:
             if self.is_waiting:
-                logger.info("round %d begins when clients are here; none is yet", this.plan.round)
+                logger.info("round %d begins when clients that can take part are here", this.plan.round)
             else:
                 logger.warning(
                     "round %d waits: %d of at least %d clients have reported, the others cannot be reached",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SHARED: dict[str, Any] = {
     "seed": True,
-    "federate": {"protocol": True},
+    "federate": {"protocol": True, "total_round_num": True},
     "fedprox": True,
     "llm": {"tok_len": True, "adapter": True},
     "dataloader": True,

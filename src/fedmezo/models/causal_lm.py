@@ -83,15 +83,21 @@ class CausalLM:
         self.lanes = 1 if self._laned is None else lanes
         return notices
 
-    def compile(self) -> list[str]:
-        """Make the forward pass over lanes faster, in seconds to a minute; returns what the user should be told.
+    def compile(self, rows: int) -> list[str]:
+        """Make the forward pass over `lanes` lanes faster, at the cost of seconds or a minute.
+
+        Returns what the user should be told.
+
+        Args:
+            rows: of most batches.
 
         Raises:
             ValueError: `use_lanes` did not give the model a laned form before.
         """
         if not isinstance(self._laned, EagerForward):
             raise ValueError("only a laned form that is not compiled yet can be compiled")
-        faster = compiled_forward(self._laned, base_of(self._model), spread(self.flat()))
+        thetas = spread(self.flat(), self.lanes + 1)[: self.lanes]  # part of a larger tensor, as in training
+        faster = compiled_forward(self._laned, base_of(self._model), thetas, rows)
         if faster is None:
             return ["train.compile: the forward pass cannot be compiled here, and stays as it was"]
         self._laned, self.compiled = faster, True

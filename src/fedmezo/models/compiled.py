@@ -5,17 +5,21 @@ Both are compared with the eager form before they are used, and may differ from 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from transformers import PreTrainedModel
 
 from fedmezo.models.label_loss import LabelLosses, LabelOnlyPath, LabelPositions, losses_agree, probe_of
-from fedmezo.models.lanes import EagerForward, LaneForward, LaneLayer, give
+from fedmezo.models.lanes import EagerForward, LaneForward, give
 from fedmezo.records import IGNORE_LABEL, Batch
+
+logger = logging.getLogger(__name__)
 
 LENGTH_STEP = 32
 """Sequences of a graph are padded to multiples of this many tokens: few graphs, and little padding."""
@@ -24,43 +28,60 @@ FEWEST_LABELS = 64
 """Label tokens of a graph are padded to powers of two from here on; they cost the output head alone."""
 
 
-PROBE = {"rows": 4, "length": 11}
-"""Of two lanes: sizes that differ from each other and from a rank, since a compiler takes equal ones to be one."""
+PROBE_LENGTH = 13
+"""Tokens; no rank or number of lanes that anyone is likely to use."""
+
+KERNELS_OF_BLOCKS = 2
+"""Blocks that need more take too long to compile: some have code that depends on the layer's number."""
 
 
-def compiled_forward(forward: EagerForward, base: PreTrainedModel, stacked: Tensor) -> LaneForward | None:
+def compiled_forward(forward: EagerForward, base: PreTrainedModel, thetas: Tensor, rows: int) -> LaneForward | None:
     """The faster form of a laned forward pass; None where there is none, or one that gives other losses.
+
+    The two are compared at the sizes that training will have but for the length, so that the kernel that is tried is
+    the one that is used: a compiler takes sizes that are equal here to be equal always.
 
     Args:
         forward: the eager form; its model's blocks are compiled in place.
         base: the causal language model inside.
-        stacked: two lanes to compare the forms at, (2, d).
+        thetas: lanes to compare the forms at, (lanes, d).
+        rows: of a batch.
     """
-    probe = probe_of(base, **PROBE)
+    probe = probe_of(base, rows=rows * len(thetas), length=PROBE_LENGTH)
+    halves = thetas, 0.5 * thetas  # a form that only repeats an earlier result is found out by the second
     with torch.inference_mode():
-        expected = forward(stacked, probe)
-        try:
-            faster = _faster(forward, probe)
-            found = None if faster is None else faster(stacked, probe)
-        except RuntimeError:  # no compiler, one that fails, or an operation that cannot be captured
-            found = None
-        if found is not None and losses_agree(found, expected, base.dtype):
+        expected = [forward(some, probe) for some in halves]
+        faster = _captured(forward, base, probe) if thetas.device.type == "cuda" else _compiled(forward)
+        found = None if faster is None else _tried(faster, halves, probe)
+        if found is not None and all(map(losses_agree, found, expected, 2 * [base.dtype])):
             return faster
     for block in _blocks(forward):
         block._compiled_call_impl = None  # what nn.Module.compile sets; there is no public way back
     return None
 
 
-def _faster(forward: EagerForward, probe: Batch) -> LaneForward | None:
-    if probe.input_ids.device.type == "cuda":
-        if not isinstance(forward.path, LabelOnlyPath):
-            return None
-        virtual = forward.path.hidden_states(probe.input_ids).shape[1] - probe.length
-        return GraphedForward(forward.path, forward.layers, virtual, CudaCapture())
+def _tried(faster: LaneForward, thetas: Sequence[Tensor], probe: Batch) -> list[Tensor] | None:
+    """Losses at several thetas; None where there is no compiler, or what it makes is not what is wanted."""
+    try:
+        with torch._dynamo.config.patch(recompile_limit=KERNELS_OF_BLOCKS, fail_on_recompile_limit_hit=True):
+            return [faster(one, probe) for one in thetas]
+    except (RuntimeError, FailOnRecompileLimitHit):  # every failure of a compiler or of a capture is a RuntimeError
+        return None
+
+
+def _compiled(forward: EagerForward) -> LaneForward | None:
     blocks = _blocks(forward)
     for block in blocks:
         block.compile(dynamic=True)
     return forward if blocks else None
+
+
+def _captured(forward: EagerForward, base: PreTrainedModel, probe: Batch) -> LaneForward | None:
+    if not isinstance(forward.path, LabelOnlyPath):
+        return None
+    virtual = forward.path.hidden_states(probe.input_ids).shape[1] - probe.length
+    longest = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    return GraphedForward(forward, virtual, longest, CudaCapture(base.device))
 
 
 def _blocks(forward: EagerForward) -> list[nn.Module]:
@@ -75,24 +96,28 @@ Capture = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 
 
 class CudaCapture:
-    """Captures work as CUDA graphs that share one pool of memory."""
+    """Captures work on one GPU as CUDA graphs that share one pool of memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """See `Capture`."""
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # PyTorch has no annotations here
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            work()  # what libraries set up at a first call cannot be captured
-        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            result = work()
+        # A capture that fails leaves its own stream as the current one: the inner context puts the old one back.
+        with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # PyTorch has no annotations here
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                work()  # what libraries set up at a first call cannot be captured
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, pool=self._pool):
+                result = work()
 
         def again() -> Tensor:
-            graph.replay()
+            with torch.cuda.device(self._device):
+                graph.replay()
             return result
 
         return again
@@ -113,42 +138,58 @@ class GraphedForward:
     """A laned forward pass of few launches: one graph for each padded size that is met.
 
     Args:
-        path: the laned model's loss.
-        layers: its laned layers.
+        eager: the form to capture, with the label-only loss; used itself for sizes that cannot be captured.
         virtual: tokens that PEFT puts before those of a batch.
+        longest: positions that the model has, virtual ones included; None for no limit.
         capture: how a graph is made.
     """
 
-    def __init__(self, path: LabelOnlyPath, layers: Sequence[LaneLayer], virtual: int, capture: Capture) -> None:
-        self._path = path
-        self._layers = layers
+    def __init__(self, eager: EagerForward, virtual: int, longest: int | None, capture: Capture) -> None:
+        assert isinstance(eager.path, LabelOnlyPath)
+        self._eager = eager
+        self._path = eager.path
         self._virtual = virtual
+        self._longest = longest
         self._capture = capture
-        self._graphs: dict[tuple[int, ...], _Graph] = {}
+        self._graphs: dict[tuple[int, ...], _Graph | None] = {}  # None: cannot be captured
         self._thetas: dict[int, Tensor] = {}  # of each number of lanes, shared by its graphs
 
     def __call__(self, stacked: Tensor, batch: Batch) -> Tensor:
         """See `LaneForward`."""
-        padding = (0, -batch.length % LENGTH_STEP)
+        padding = (0, self._padding(batch.length))
         ids, labels = F.pad(batch.input_ids, padding), F.pad(batch.labels, padding, value=IGNORE_LABEL)
         positions = padded(LabelPositions.of(labels, self._virtual + ids.shape[1], stacked.device))
         size = (len(stacked), *ids.shape, len(positions.index))
         if size not in self._graphs:
             self._graphs[size] = self._captured(stacked, ids, positions)
-        return self._graphs[size](stacked, ids, positions.index, positions.targets, positions.counts)
+        graph = self._graphs[size]
+        if graph is None:
+            return self._eager(stacked, batch)
+        return graph(stacked, ids, positions.index, positions.targets, positions.counts)
 
-    def _captured(self, stacked: Tensor, ids: Tensor, positions: LabelPositions) -> _Graph:
+    def _padding(self, length: int) -> int:
+        """Tokens to add to so many: up to the next step, as far as the model has positions for them."""
+        wanted = -length % LENGTH_STEP
+        return wanted if self._longest is None else max(0, min(wanted, self._longest - self._virtual - length))
+
+    def _captured(self, stacked: Tensor, ids: Tensor, positions: LabelPositions) -> _Graph | None:
         thetas = self._thetas.setdefault(len(stacked), stacked.clone())
         ids, index = ids.clone(), positions.index.clone()
         fixed = LabelPositions(index, positions.targets.clone(), positions.counts.clone(), positions.length)
 
         def work() -> Tensor:
-            give(self._layers, thetas)
+            give(self._eager.layers, thetas)
             hidden = self._path.hidden_states(ids).flatten(0, 1)
             chosen = hidden[index.clamp(max=fixed.size - 1)]
             return LabelLosses(self._path.token_losses(chosen, fixed.targets), fixed).group_means(len(thetas))
 
-        return _Graph((thetas, ids, index, fixed.targets, fixed.counts), self._capture(work))
+        try:
+            return _Graph((thetas, ids, index, fixed.targets, fixed.counts), self._capture(work))
+        except RuntimeError as error:
+            if not self._graphs:  # then nothing can be captured here
+                raise
+            logger.warning("a forward pass over %d x %d tokens stays without a graph: %s", *ids.shape, error)
+            return None
 
 
 def padded(positions: LabelPositions) -> LabelPositions:

@@ -10,6 +10,7 @@ Shapes: b rows, t tokens, v virtual tokens that PEFT puts before them, h hidden 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -87,6 +88,11 @@ class LabelLosses:
         return self.group_means(len(self.positions.counts))
 
 
+def _is_no_advice_on_masks(record: logging.LogRecord) -> bool:
+    """GPT-2 and others of transformers' models ask for the mask that is left out here for good reason."""
+    return "passing in an `attention_mask`" not in record.getMessage()
+
+
 class LossPath(Protocol):
     """A way from a batch to the loss of each of its label tokens."""
 
@@ -115,7 +121,7 @@ class LabelOnlyPath:
     """The output head on the positions that predict a label alone, in chunks.
 
     No attention mask is given: padding is on the right, where a causal model's earlier positions do not see it, and
-    attention without a mask is faster and needs no look at the mask's values.
+    attention without a mask is faster.
     """
 
     def __init__(self, model: nn.Module, head: nn.Module, finish: Callable[[Tensor], Tensor], vocabulary: int) -> None:
@@ -123,6 +129,7 @@ class LabelOnlyPath:
         self._head = head
         self._finish = finish
         self._positions_at_once = max(1, LOGIT_BYTES // (4 * vocabulary))
+        logging.getLogger("transformers.modeling_utils").addFilter(_is_no_advice_on_masks)
 
     def __call__(self, batch: Batch) -> LabelLosses:
         """See `LossPath`."""
@@ -171,7 +178,7 @@ def choose_path(model: nn.Module, base: PreTrainedModel) -> tuple[LossPath, list
         if _agree(plain, label_only, probe_of(base), base.dtype):
             return label_only, []
     return plain, [
-        f"{type(base).__name__} does more with its output head than the label-only loss knows: the logits of all "
+        f"{type(base).__name__} has other losses than those of its label positions alone: the logits of all "
         "positions are computed, which takes more time and memory"
     ]
 

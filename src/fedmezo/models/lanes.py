@@ -133,15 +133,21 @@ class EagerForward:
 
 def laned_losses(forward: LaneForward, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
     """Mean loss over the label tokens of batch j at theta j, (L,): one pass for all batches with as many rows."""
-    stacked = thetas if isinstance(thetas, Tensor) else torch.stack(list(thetas))
     sizes = sorted({batch.num_examples for batch in batches})
     if len(sizes) == 1:
-        return forward(stacked, join(batches))
-    losses = stacked.new_empty(len(stacked))
+        return forward(_stacked(list(thetas)) if not isinstance(thetas, Tensor) else thetas, join(batches))
+    losses = thetas[0].new_empty(len(thetas))
     for rows in sizes:
         lanes = [lane for lane, batch in enumerate(batches) if batch.num_examples == rows]
-        losses[lanes] = forward(stacked[lanes], join([batches[lane] for lane in lanes]))
+        some = _stacked([thetas[lane] for lane in lanes])
+        losses[lanes] = forward(some, join([batches[lane] for lane in lanes]))
     return losses
+
+
+def _stacked(thetas: Sequence[Tensor]) -> Tensor:
+    """(L, d), outside inference mode: a compiler would make another kernel for tensors made in it."""
+    with torch.inference_mode(mode=False):
+        return torch.stack(list(thetas))
 
 
 def give(layers: Sequence[LaneLayer], stacked: Tensor) -> None:
@@ -180,10 +186,10 @@ def base_of(model: nn.Module) -> PreTrainedModel:
     return base
 
 
-def spread(theta: Tensor) -> Tensor:
-    """Two thetas to either side of one, (2, d), far enough apart to tell lanes that are mixed up."""
+def spread(theta: Tensor, lanes: int = 2) -> Tensor:
+    """Thetas around one, (lanes, d), far enough apart to tell lanes that are mixed up."""
     step = 0.02 * torch.sin(torch.arange(len(theta), dtype=theta.dtype, device=theta.device))
-    return torch.stack([theta + step, theta - step])
+    return torch.stack([theta + (1 - lane) * step for lane in range(0, 2 * lanes, 2)])
 
 
 def _agree(forward: LaneForward, path: LossPath, flat: FlatParameters, probe: Batch, dtype: torch.dtype) -> bool:
@@ -228,9 +234,11 @@ def _with_lane_layers(model: PeftModel, flat: FlatParameters) -> nn.Module | Non
     if not copied.active_peft_config.is_prompt_learning:
         return base_of(copied)
     prompt = copied.prompt_encoder[ADAPTER_NAME]
+    indices = copied.prompt_tokens[ADAPTER_NAME].to(flat.device)
+    copied.prompt_tokens[ADAPTER_NAME] = indices  # PEFT leaves them on the host and copies them in each forward pass
     if not isinstance(prompt.encoder, PrefixEncoder):
         untyped: Any = copied  # an attribute in place of a method
-        untyped.get_prompt = _prompts_of(prompt, copied.prompt_tokens[ADAPTER_NAME].to(flat.device))
+        untyped.get_prompt = _prompts_of(prompt, indices)
     return copied
 
 

@@ -130,7 +130,7 @@ def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset) -> lis
             longest = longest_batch(config.dataloader.batch_size, int(dataset.lengths.max()), model.device)
             wanted = fitting_lanes(bytes_per_lane(model, longest, tuned.theta, queries), useful, model.device)
         model.use_lanes(min(wanted, useful))
-        notices += model.compile() if compiled else []
+        notices += model.compile(config.dataloader.batch_size) if compiled else []
     return notices
 
 

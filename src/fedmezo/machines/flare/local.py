@@ -35,8 +35,9 @@ def run_here(config: Config, notices: tuple[str, ...]) -> int:
     Raises:
         FedMeZOError: whatever a user can act on.
     """
-    # Without lanes a resume, which simulates the clients, goes on to the bit.
-    config = config.model_copy(update={"train": config.train.model_copy(update={"lanes": 1})})
+    # Without lanes, and not compiled, a resume, which simulates the clients, goes on to the bit.
+    train = config.train.model_copy(update={"lanes": 1, "compile": False})
+    config = config.model_copy(update={"train": train})
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmezo-")))
         names = tuple(f"site-{client}" for client in range(config.federate.client_num))
