@@ -23,7 +23,7 @@ from fedmezo.runs.journal import Header, JournalWriter
 from fedmezo.runs.publish import PublishedLog, encode_log
 from fedmezo.zo.arithmetic import round_coefficient, round_scalar, state_hash
 from fedmezo.zo.estimate import Estimator
-from fedmezo.zo.noise import Noise
+from fedmezo.zo.noise import noise_for
 
 ROUNDS, CLIENTS, STEPS = 500, 3, 30
 SIZES = {"0.3 M": 300_000, "2.7 M": 2_700_000, "42.6 M": 42_600_000}
@@ -58,7 +58,8 @@ def sizes_and_durability(folder: Path, records: list[RoundRecord]) -> None:
 def replay(name: str, num_parameters: int, records: list[RoundRecord]) -> None:
     """Seconds to apply rounds and hash the state after each."""
     theta = torch.zeros(num_parameters)
-    estimator = Estimator(HEADER.eps, HEADER.queries, Noise(HEADER.noise))
+    noise = noise_for(HEADER.noise, 1000 * CLIENTS * STEPS * num_parameters, theta.device)  # as `fedmezo replay` does
+    estimator = Estimator(HEADER.eps, HEADER.queries, noise)
     apply_scalars_(theta[:1000], records[0], HEADER.seed, estimator)  # the table of quantiles is made once
     rounds = max(1, 3_000_000 // num_parameters)
 

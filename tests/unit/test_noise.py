@@ -112,7 +112,7 @@ def test_any_range_and_any_company_give_the_bits_of_the_whole(kind: str, data: s
 @pytest.mark.parametrize("kind", ["gaussian", "rademacher"])
 def test_chunks_of_generation_do_not_show(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Noise(kind).directions([STREAM], 5, 5000)
-    monkeypatch.setattr(noise, "chunk_of", lambda device: 384)
+    monkeypatch.setattr(noise, "chunk_of", lambda device, compiled: 384)
     assert torch.equal(Noise(kind).directions([STREAM], 5, 5000), whole)
 
 

@@ -80,7 +80,7 @@ def test_replay_is_the_moves_one_after_the_other(kind: str, chunk: int, monkeypa
     expected = theta.clone()
     for move in some_moves():
         expected = expected - move.coefficient * Noise(kind).directions([move.stream], 0, len(theta))[0].float()
-    monkeypatch.setattr(replay, "chunk_of", lambda device: chunk)
+    monkeypatch.setattr(replay, "chunk_of", lambda device, compiled: chunk)
     assert torch.equal(apply_(theta.clone(), some_moves(), Noise(kind)), expected)
 
 

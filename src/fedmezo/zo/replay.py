@@ -62,7 +62,7 @@ def apply_(theta: Tensor, moves: Sequence[Move], noise: Noise) -> Tensor:
 def apply_range_(part: Tensor, moves: Sequence[Move], noise: Noise, start: int) -> Tensor:
     """`apply_` for the elements [start, start + len(part)) of theta, given as `part`."""
     effective = [move for move in moves if move.coefficient != 0.0]
-    size = chunk_of(part.device)
+    size = chunk_of(part.device, compiled=noise.compiled)
     for a in range(0, len(part), size):
         chunk = part[a : a + size]
         at_once = max(1, min(size // len(chunk), DIRECTIONS_AT_ONCE))
