@@ -107,7 +107,7 @@ def rows_of(batch: Batch) -> list[Batch]:
 def moved(lm: CausalLM) -> torch.Tensor:
     """A theta away from the initial one, whose LoRA updates are zero."""
     theta = lm.flat()
-    return theta + 0.1 * torch.sin(torch.arange(len(theta), dtype=torch.float32))
+    return theta + 0.1 * torch.sin(torch.arange(len(theta), dtype=torch.float32, device=theta.device))
 
 
 def hugging_face_loss(lm: CausalLM, batch: Batch) -> Any:

@@ -1,0 +1,53 @@
+"""What has to be the same on a GPU, and what has to agree. Without one these tests are skipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedmezo.models.causal_lm import CausalLM
+from fedmezo.models.loading import load_base
+from fedmezo.records import Batch
+from fedmezo.zo.arithmetic import state_hash
+from fedmezo.zo.noise import Noise, Purpose, Stream
+from fedmezo.zo.replay import apply_, local_moves
+from tests.integration.test_architectures import METHODS, batch_of, directories, moved
+
+__all__ = ["directories"]  # a fixture
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+SIZE = 5_000_000  # more than one chunk
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
+def test_directions_and_replay_have_the_bits_of_the_cpu(noise: str, compiled: bool) -> None:
+    streams = [Stream(7, Purpose.DIRECTION, round=1, client=client) for client in range(2)]
+    expected = Noise(noise).directions(streams, 3, SIZE)
+    assert torch.equal(Noise(noise, compiled).directions(streams, 3, SIZE, "cuda").cpu(), expected)
+    moves = local_moves(7, 0, 0, 1e-3, [0.5, -3.0, 17.0], queries=1)
+    theta = torch.linspace(-1, 1, SIZE)
+    on_gpu = apply_(theta.cuda(), moves, Noise(noise, compiled))
+    assert state_hash(on_gpu) == state_hash(apply_(theta, moves, Noise(noise)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_captured_lanes_give_the_eager_losses(directories: dict[str, Path], method: str) -> None:
+    base, _ = load_base(str(directories["llama"]), None, torch.float32, torch.device("cuda"))
+    lm = CausalLM(base, {"adapter_method": method, **METHODS[method]}, 3)
+    thetas = torch.stack([moved(lm), 0.5 * moved(lm), moved(lm) + 0.1])
+    rounds = [[on_gpu(batch_of(lengths)) for lengths in some] for some in ([(5, 6), (3, 3), (9, 2)], [(40, 30)] * 3)]
+    lm.use_lanes(3)
+    eager = [lm.losses(thetas, batches).tolist() for batches in rounds]
+    assert lm.compile(rows=1) == []
+    for _ in range(2):  # captured, then only run
+        for batches, expected in zip(rounds, eager, strict=True):
+            # float32 sums in another order, of losses near 5
+            assert lm.losses(thetas, batches).tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def on_gpu(batch: Batch) -> Batch:
+    return Batch(batch.input_ids.cuda(), batch.attention_mask.cuda(), batch.labels)
