@@ -30,7 +30,7 @@ def test_directions_and_replay_have_the_bits_of_the_cpu(noise: str, compiled: bo
     assert torch.equal(Noise(noise, compiled).directions(streams, 3, SIZE, "cuda").cpu(), expected)
     moves = local_moves(7, 0, 0, 1e-3, [0.5, -3.0, 17.0], queries=1)
     theta = torch.linspace(-1, 1, SIZE)
-    on_gpu = apply_(theta.cuda(), moves, Noise(noise, compiled))
+    on_gpu = apply_(theta.clone().cuda(), moves, Noise(noise, compiled))
     assert state_hash(on_gpu) == state_hash(apply_(theta, moves, Noise(noise)))
 
 
