@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from torch._inductor.utils import fresh_cache
 
 from fedmezo.models import compiled
 from fedmezo.models.causal_lm import CausalLM
@@ -17,6 +16,7 @@ from fedmezo.models.label_loss import LabelOnlyPath, LabelPositions
 from fedmezo.models.lanes import EagerForward, base_of, join, laned_losses
 from fedmezo.records import Batch
 from fedmezo.runs.journal import read_journal
+from tests.compilers import without_compiler
 from tests.integration.test_architectures import CPU, METHODS, batch_of, build, directories, moved
 from tests.runs import Runs
 
@@ -53,24 +53,16 @@ def test_layers_that_share_no_kernel_are_not_compiled(
     assert "cannot be compiled here" in notice
 
 
-def test_without_a_compiler_lanes_stay_as_they_are(directories: dict[str, Path], no_compiler: None) -> None:
+def test_without_a_compiler_lanes_stay_as_they_are(directories: dict[str, Path]) -> None:
     lm = build(directories["llama"], "lora")
     thetas = some_thetas(lm)
     lm.use_lanes(4)
     eager = lm.losses(thetas, LONG).tolist()
-    [notice] = lm.compile(rows=1)
+    with without_compiler():
+        [notice] = lm.compile(rows=1)
     assert "cannot be compiled here" in notice
     assert not lm.compiled
     assert lm.losses(thetas, LONG).tolist() == eager
-
-
-@pytest.fixture
-def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/no/such/compiler"))
-    torch._dynamo.reset()
-    with fresh_cache():
-        yield
-    torch._dynamo.reset()
 
 
 class Rerun:

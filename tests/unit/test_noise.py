@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch._inductor.utils import fresh_cache
 
 from fedmezo.zo import noise
 from fedmezo.zo.noise import (
@@ -26,6 +25,7 @@ from fedmezo.zo.noise import (
     uniform,
     words,
 )
+from tests.compilers import without_compiler
 
 STREAM = Stream(seed=2024, purpose=Purpose.DIRECTION, round=3, client=1, step=7, query=2)
 
@@ -126,17 +126,13 @@ def test_the_compiled_generator_gives_the_bits_of_the_eager_one(kind: str) -> No
 
 
 @pytest.fixture
-def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on a machine without one, and with nothing compiled earlier."""
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/no/such/compiler"))
-
+def no_compiler() -> Iterator[None]:
     def forget() -> None:
         compiles.cache_clear()
         noise._compiled.cache_clear()
-        torch._dynamo.reset()
 
     forget()
-    with fresh_cache():
+    with without_compiler():
         yield
     forget()
 
