@@ -16,7 +16,7 @@ from fedmezo.models.label_loss import LabelOnlyPath, LabelPositions
 from fedmezo.models.lanes import EagerForward, base_of, join, laned_losses
 from fedmezo.records import Batch
 from fedmezo.runs.journal import read_journal
-from tests.compilers import without_compiler
+from tests.compilers import needs_compiler, without_compiler
 from tests.integration.test_architectures import CPU, METHODS, batch_of, build, directories, moved
 from tests.runs import Runs
 
@@ -31,6 +31,7 @@ def some_thetas(lm: CausalLM) -> Tensor:
     return torch.stack([theta, 0.5 * theta, theta + 0.1, theta])
 
 
+@needs_compiler
 def test_compiled_lanes_give_the_sequential_losses(directories: dict[str, Path]) -> None:
     lm = build(directories["llama"], "lora")
     thetas = some_thetas(lm)

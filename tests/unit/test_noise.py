@@ -25,7 +25,7 @@ from fedmezo.zo.noise import (
     uniform,
     words,
 )
-from tests.compilers import without_compiler
+from tests.compilers import needs_compiler, without_compiler
 
 STREAM = Stream(seed=2024, purpose=Purpose.DIRECTION, round=3, client=1, step=7, query=2)
 
@@ -116,6 +116,7 @@ def test_chunks_of_generation_do_not_show(kind: str, monkeypatch: pytest.MonkeyP
     assert torch.equal(Noise(kind).directions([STREAM], 5, 5000), whole)
 
 
+@needs_compiler
 @pytest.mark.parametrize("kind", ["gaussian", "rademacher"])
 def test_the_compiled_generator_gives_the_bits_of_the_eager_one(kind: str) -> None:
     assert compiles(kind, torch.device("cpu"))
