@@ -27,7 +27,6 @@ LENGTH_STEP = 32
 FEWEST_LABELS = 64
 """Label tokens of a graph are padded to powers of two from here on; they cost the output head alone."""
 
-
 PROBE_LENGTH = 13
 """Tokens; no rank or number of lanes that anyone is likely to use."""
 
@@ -48,11 +47,11 @@ def compiled_forward(forward: EagerForward, base: PreTrainedModel, thetas: Tenso
         rows: of a batch.
     """
     probe = probe_of(base, rows=rows * len(thetas), length=PROBE_LENGTH)
-    halves = thetas, 0.5 * thetas  # a form that only repeats an earlier result is found out by the second
+    tried = thetas, 0.5 * thetas  # a form that only repeats an earlier result is found out by the second
     with torch.inference_mode():
-        expected = [forward(some, probe) for some in halves]
+        expected = [forward(some, probe) for some in tried]
         faster = _captured(forward, base, probe) if thetas.device.type == "cuda" else _compiled(forward)
-        found = None if faster is None else _tried(faster, halves, probe)
+        found = None if faster is None else _losses(faster, tried, probe)
         if found is not None and all(map(losses_agree, found, expected, 2 * [base.dtype])):
             return faster
     for block in _blocks(forward):
@@ -60,7 +59,7 @@ def compiled_forward(forward: EagerForward, base: PreTrainedModel, thetas: Tenso
     return None
 
 
-def _tried(faster: LaneForward, thetas: Sequence[Tensor], probe: Batch) -> list[Tensor] | None:
+def _losses(faster: LaneForward, thetas: Sequence[Tensor], probe: Batch) -> list[Tensor] | None:
     """Losses at several thetas; None where there is no compiler, or what it makes is not what is wanted."""
     try:
         with torch._dynamo.config.patch(recompile_limit=KERNELS_OF_BLOCKS, fail_on_recompile_limit_hit=True):

@@ -135,7 +135,7 @@ def laned_losses(forward: LaneForward, thetas: Tensor | Sequence[Tensor], batche
     """Mean loss over the label tokens of batch j at theta j, (L,): one pass for all batches with as many rows."""
     sizes = sorted({batch.num_examples for batch in batches})
     if len(sizes) == 1:
-        return forward(_stacked(list(thetas)) if not isinstance(thetas, Tensor) else thetas, join(batches))
+        return forward(thetas if isinstance(thetas, Tensor) else _stacked(thetas), join(batches))
     losses = thetas[0].new_empty(len(thetas))
     for rows in sizes:
         lanes = [lane for lane, batch in enumerate(batches) if batch.num_examples == rows]

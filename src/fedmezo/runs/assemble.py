@@ -118,9 +118,11 @@ def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset) -> lis
     With `auto`, as many as a round's clients can fill and memory has room for, by a measurement of two lanes on the
     longest batch of the data set.
     """
+    if config.trainer.type != MEZO:
+        return []
     wanted, model = config.train.lanes, tuned.model
-    compiled = config.trainer.type == MEZO and _compiles_forward(config, model, dataset)
-    if config.trainer.type != MEZO or (wanted == 1 and not compiled):
+    compiled = _compiles_forward(config, model, dataset)
+    if wanted == 1 and not compiled:
         return []
     queries = config.train.zo.queries
     useful = 2 * queries * config.federate.cohort_size
