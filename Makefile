@@ -11,10 +11,13 @@ run: .venv/installed  ## the quickstart, into a new folder under runs/
 test: .venv/installed  ## the whole test suite
 	$(BIN)/python -m pytest
 
-check: .venv/installed  ## what continuous integration checks besides the tests
+check: .venv/installed docs  ## what continuous integration checks besides the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/installed  ## the pages as a site in build/site, every link checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

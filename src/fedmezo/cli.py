@@ -23,6 +23,12 @@ examples:
   fedmezo check my.yaml                                only look for mistakes
 """
 
+_COMPLETION = """\
+examples:
+  eval "$(fedmezo completion bash)"                       in ~/.bashrc
+  fedmezo completion zsh > "${fpath[1]}/_fedmezo"         once, for zsh
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0 done, 1 failure, 2 bad input, 130 interrupted."""
@@ -80,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     add_sweep(commands)
     add_reproduce(commands)
     add_machines(commands)
+    _add_completion(commands)
     return parser
 
 
@@ -140,6 +147,13 @@ def _add_publishing(commands: Commands) -> None:
     parser.add_argument("--model", metavar="BASE", required=True, help="the base model: hub name, folder or `bundled`")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the adapter there; default: FILE-adapter")
     parser.add_argument("--restore-from", type=Path, metavar="ADAPTER", help="what the run started from, if saved")
+
+
+def _add_completion(commands: Commands) -> None:
+    parser = add_command(
+        commands, "completion", _completion, "print what a shell reads to complete this command", examples=_COMPLETION
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "fish", "tcsh", "powershell"), help="which shell")
 
 
 def _load(options: argparse.Namespace) -> Loaded:
@@ -217,6 +231,13 @@ def _check(options: argparse.Namespace) -> int:
     for notice in notices:
         print(f"notice: {notice}")
     print("ok")
+    return 0
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from fedmezo.completion import completion_script
+
+    print(completion_script(_parser(), options.shell))
     return 0
 
 

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "fedmezo"
 
 LAYERS = (
     {"errors", "records"},
-    {"arguments", "atomic", "config"},
+    {"arguments", "atomic", "completion", "config"},
     {"zo"},
     {"data", "models"},
     {"federation"},
