@@ -169,7 +169,7 @@ def test_directory_without_a_model(tmp_path: Path, files: tuple[str, ...], missi
         load(tmp_path)
     assert str(caught.value) == (
         f"{tmp_path} holds no base model, since there is {missing}: give a directory that holds config.json, the "
-        "weights (*.safetensors) and the tokenizer, or the name of a model on the Hugging Face hub"
+        "weights (*.safetensors) and the tokenizer, a .gguf file, or the name of a model on the Hugging Face hub"
     )
 
 

@@ -265,10 +265,10 @@ class Dataloader(Section):
 class Model(Section):
     """The base model."""
 
-    type: Annotated[str, Allowed("NAME or NAME@huggingface_llm, NAME being on the hub or a local folder")] = Field(
-        pattern=r"^[^@]+(@huggingface_llm)?$", examples=["openlm-research/open_llama_3b_v2@huggingface_llm"]
+    type: Annotated[str, Allowed("NAME or NAME@huggingface_llm, NAME being on the hub or a local folder or file")] = (
+        Field(pattern=r"^[^@]+(@huggingface_llm)?$", examples=["openlm-research/open_llama_3b_v2@huggingface_llm"])
     )
-    """A causal language model: its name on the Hugging Face hub, or a local folder."""
+    """A causal language model: a name on the Hugging Face hub, a local folder, or a GGUF file ([models](models.md))."""
     dtype: Dtype | None = None
     """Number format of the base weights. Unset: float32, or with `train.is_enable_half` the device's half precision."""
 

@@ -1,4 +1,4 @@
-"""Base models and their tokenizers, from the Hugging Face hub, its cache, a local directory or this package."""
+"""Base models and their tokenizers, from the Hugging Face hub, its cache, a local directory or file, or a package."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, hf_hub_download, snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from fedmezo.errors import ModelError
+from fedmezo.models.gguf import PACKAGE_PREFIX, file_in_package, hub_file, names_gguf, read_gguf
 from fedmezo.models.vocabulary import complete_vocabulary
 
 BUNDLED = "bundled"
@@ -31,8 +32,8 @@ _NEEDED = {
 }
 """What a model's directory must hold, and the names of files, old ones too, one of which is enough."""
 _WANTED = (
-    "give a directory that holds config.json, the weights (*.safetensors) and the tokenizer, or the name of a model on "
-    "the Hugging Face hub"
+    "give a directory that holds config.json, the weights (*.safetensors) and the tokenizer, a .gguf file, or the name "
+    "of a model on the Hugging Face hub"
 )
 _LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
@@ -43,7 +44,8 @@ def load_base(
     """A frozen base model in evaluation mode, and its tokenizer, with every special token that training needs.
 
     Args:
-        name: a hub name, a local directory or `bundled`, each with or without `@huggingface_llm`.
+        name: a hub name, a local directory, a GGUF file (here, `OWNER/REPOSITORY/FILE.gguf` on the hub or
+            `package:PACKAGE/FILE.gguf`) or `bundled`, each with or without `@huggingface_llm`.
         cache_dir: where the hub keeps what it downloads; None or empty for its usual place.
         dtype: precision of the weights.
         device: where the model goes.
@@ -67,10 +69,10 @@ def load_base(
 
 
 def locate(name: str) -> str:
-    """The directory or the hub name that a model's name stands for.
+    """The directory, the file or the hub name that a model's name stands for.
 
     Raises:
-        ModelError: the name has an unknown `@` suffix, or is a path without a directory.
+        ModelError: the name has an unknown `@` suffix, or is a path where there is nothing.
     """
     stem, at, suffix = name.rpartition("@")
     if at and suffix == PACKAGE_SUFFIX:
@@ -80,21 +82,39 @@ def locate(name: str) -> str:
     if name == BUNDLED:
         name = str(resources.files("fedmezo") / "bundled" / "base")
     path = Path(name).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (names_gguf(name) and path.is_file()):
         return str(path)
+    if names_gguf(name):
+        return _locate_gguf(name)
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise ModelError(f"model.type is {name!r}, but there is no such directory: {_WANTED}")
+    return name
+
+
+def _locate_gguf(name: str) -> str:
+    """The name again, of a file in a package or on the hub."""
+    if name.startswith(PACKAGE_PREFIX):
+        file_in_package(name)
+    elif hub_file(name) is None:
+        raise ModelError(
+            f"model.type is {name!r}, but there is no such file; one on the Hugging Face hub is "
+            f"OWNER/REPOSITORY/FILE.gguf, one in an installed package {PACKAGE_PREFIX}PACKAGE/FILE.gguf"
+        )
     return name
 
 
 def _require_files(folder: Path) -> None:
     missing = [what for what, names in _NEEDED.items() if not any(any(folder.glob(name)) for name in names)]
     if missing:
-        raise ModelError(f"{folder} holds no base model, since there is no {', no '.join(missing)}: {_WANTED}")
+        files = [str(path) for path in sorted(folder.glob("*.gguf"))]
+        wanted = f"set model.type to the file itself: {' or '.join(files)}" if files else _WANTED
+        raise ModelError(f"{folder} holds no base model, since there is no {', no '.join(missing)}: {wanted}")
 
 
 def _read(source: str, cache: str | None, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]:
     """Tokenizer, model and loading report, from the disk if all of it is there, else from the hub."""
+    if names_gguf(source):
+        return read_gguf(_gguf_path(source, cache), dtype)
     folder = _folder(source, cache)
     if folder is not None:
         try:
@@ -102,8 +122,23 @@ def _read(source: str, cache: str | None, dtype: torch.dtype) -> tuple[Any, Any,
         except OSError:
             if folder == source:
                 raise
-    _require_hub(source, cache)
+    _require_hub(source, source, cache)
     return _read_from(source, cache, dtype)
+
+
+def _gguf_path(source: str, cache: str | None) -> Path:
+    """The file on the disk, fetched from the hub if it is not there yet."""
+    if source.startswith(PACKAGE_PREFIX):
+        return file_in_package(source)
+    on_hub = hub_file(source)
+    if Path(source).is_file() or on_hub is None:
+        return Path(source)
+    repository, file = on_hub
+    try:
+        return Path(hf_hub_download(repository, file, cache_dir=cache, local_files_only=True))
+    except (OSError, ValueError):  # not there; not a name that the hub could know
+        _require_hub(source, f"{repository} {file}", cache)
+        return Path(hf_hub_download(repository, file, cache_dir=cache))
 
 
 def _folder(source: str, cache: str | None) -> str | None:
@@ -124,14 +159,20 @@ def _read_from(source: str, cache: str | None, dtype: torch.dtype) -> tuple[Any,
     return tokenizer, model, report
 
 
-def _require_hub(source: str, cache: str | None) -> None:
-    """Fail at once when the hub does not answer: its own client retries for most of a minute first."""
+def _require_hub(source: str, what: str, cache: str | None) -> None:
+    """Fail at once when the hub does not answer: its own client retries for most of a minute first.
+
+    Args:
+        source: the model's name.
+        what: the words that `hf download` takes for it.
+        cache: folder of the hub's cache; None for its usual place.
+    """
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _hub_failure()
     if reason is None:
         return
     raise ModelError(
         f"model {source!r} is not on this machine, and the Hugging Face hub ({constants.ENDPOINT}) cannot be reached "
-        f"({reason}). On a machine with a network run `hf download {source} --local-dir DIR`, bring DIR here, and set "
+        f"({reason}). On a machine with a network run `hf download {what} --local-dir DIR`, bring DIR here, and set "
         f"model.type to its path; or copy the hub's cache folder to {cache or constants.HF_HUB_CACHE} "
         "(llm.cache.model). model.type `bundled` needs no download"
     )
