@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fedmezo.config import Config, as_overrides, load, load_config
 from fedmezo.config.checks import conflicts
 from fedmezo.config.describe import fields, nearest_key, reference_page
-from fedmezo.config.document import to_yaml
+from fedmezo.config.markup import to_yaml
 from fedmezo.config.reference import UNSUPPORTED_KEYS, UNSUPPORTED_SECTIONS, WITHOUT_EFFECT
 from fedmezo.config.schema import OptimizerName, SchedulerName
 from fedmezo.errors import ConfigError
@@ -392,7 +392,7 @@ IN_FILE = [
     ("expname: !mine x\n", f"c.yaml:13: not valid YAML: the tag !mine is not supported; {NO_TAGS}"),
     ("seed: !!int one\n", "c.yaml:13: not valid YAML: 'one' is no int"),
     ("seed: 0x_\n", "c.yaml:13: not valid YAML: '0x_' is no int"),
-    ("x: " + "[" * 5_000 + "\n", "c.yaml:1: lists or sections are nested too deeply"),
+    ("x: " + "[" * 5_000 + "\n", "c.yaml:13: lists or sections are nested more than 50 deep"),
     ("eval: {count_flops: 1}\neval: 3\n",
      "2 problems in the configuration\n"
      "c.yaml:14: eval: given twice, first in line 13; keep one\n"
@@ -431,7 +431,11 @@ OVERRIDES = [
     ("train.zo.eps=0", "train.zo.eps: got 0; needs a number above 0"),
     ("train.zo.clip=-1", "train.zo.clip: got -1; needs a number of at least 0"),
     ("data.subsample=2", "data.subsample: got 2; needs a number above 0 and up to 1"),
-    ("expname=5", "expname: got 5; needs text; write it in quotes"),
+    ("expname=../x", "expname: got '../x'; needs a name, or a path that stays below outdir"),
+    ("expname=/tmp/x", "expname: got '/tmp/x'; needs a name, or a path that stays below outdir"),
+    ("expname=.", "expname: got '.'; needs a name, or a path that stays below outdir"),
+    ("expname=a/../../x", "expname: got 'a/../../x'; needs a name, or a path that stays below outdir"),
+    ("expname=5", "expname: got 5; needs a name, or a path that stays below outdir; write it in quotes"),
     ("train.train_strategy=roundwise",
      "train.train_strategy: got 'roundwise'; needs one of frozen, random, round-wise, five-round, model-diff; "
      "did you mean round-wise?"),
@@ -534,7 +538,7 @@ def test_scalars_without_a_zeroth_order_trainer(tmp_path: Path) -> None:
 
 def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     assert message(tmp_path, "- a\n- b\n") == (
-        "c.yaml:1: got ['a', 'b'] at the top level; needs keys with values, such as 'seed: 0'"
+        "c.yaml:1: got ['a', 'b'] at the top level; needs keys with values, as in 'key: value'"
     )
     assert message(tmp_path, "seed: 1\nuse_gpu: '\x00'\n") == "c.yaml:2: not valid YAML: the character U+0000"
     assert message(tmp_path, "llm: {adapter: {use: True}}") == "\n".join([
@@ -600,7 +604,7 @@ CHANGES = st.fixed_dictionaries(
     {},
     optional={
         "seed": st.integers(0, 2**64 - 1),
-        "expname": NAMES | st.text(st.characters(codec="utf-8"), max_size=8),
+        "expname": NAMES | st.text(st.characters(codec="utf-8", exclude_characters="./\0"), max_size=8),
         "use_gpu": st.booleans(),
         "train.optimizer.lr": FLOATS,
         "train.zo.eps": FLOATS,

@@ -41,7 +41,9 @@ def test_a_project_file_is_read(tmp_path: Path) -> None:
         ("server: a\nsites: [../x]\n", "sites"),
         ("server: a\nsites: [x]\nport: 99999\n", "port"),
         ("server: a\nsites: [x]\nhost: b\n", "host"),
-        ("- a\n", "the file"),
+        ("- a\n", "key: value"),
+        ("", "server: Field required"),
+        ("sites: [" + "x, " * 10_000 + "]", "more than 5,000 values"),
         ("server: [\n", "YAML"),
     ],
 )

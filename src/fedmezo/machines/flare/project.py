@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import Field, ValidationError
 
+from fedmezo.config.document import read
 from fedmezo.config.schema import Section
 from fedmezo.errors import ConfigError
 
@@ -105,16 +105,13 @@ def read_project(path: Path) -> Project:
     Raises:
         ConfigError: it cannot be read, or a key is wrong.
     """
+    document = read(path)
+    if document.problems:
+        raise ConfigError("\n".join(map(str, document.problems)))
     try:
-        data = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: the project file cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the project file is not valid YAML: {error}") from error
-    try:
-        project = Project.model_validate(data)
+        project = Project.model_validate(document.data)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}" for fault in error.errors()]
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
         raise ConfigError(
             f"{path}: {'; '.join(faults)}. A project file has server: HOST, port: NUMBER and sites: [NAME, ...]"
         ) from error
