@@ -89,7 +89,20 @@ def test_a_number_of_very_many_digits_is_refused_by_its_length(tmp_path: Path, w
 
 
 def test_numbers_that_people_write_keep_their_values() -> None:
-    words = "0x1F 0b101 017 1:30 1_000 -3 1e400 1e-999999 .inf (1,2e-3) (08,) 99999999999999999999999".split()
+    words = [
+        "0x1F",
+        "0b101",
+        "017",
+        "1:30",
+        "1_000",
+        "-3",
+        "1e400",
+        "1e-999999",
+        ".inf",
+        "(1, 2e-3)",
+        "(08,)",
+        "9" * 23,
+    ]
     expected = [31, 5, 15, 90, 1000, -3, math.inf, 0.0, math.inf, [1, 2e-3], [8.0], 10**23 - 1]
     assert parse(Document(Path("c.yaml")), "".join(f"- {word}\n" for word in words)) == expected
 
