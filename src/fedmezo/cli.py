@@ -12,6 +12,7 @@ from fedmezo.arguments import Command, Commands, add_command, path_and_keys
 from fedmezo.campaign.arguments import add_reproduce, add_sweep
 from fedmezo.config import Config, Loaded, as_overrides, load_config
 from fedmezo.errors import INTERRUPTED, ConfigError, FedMeZOError
+from fedmezo.handover.arguments import add_handover
 from fedmezo.machines.flare.commands import add_machines, require_flare
 from fedmezo.tasks.arguments import add_eval, add_generate
 
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     add_eval(commands)
     add_generate(commands)
+    add_handover(commands)
     add_sweep(commands)
     add_reproduce(commands)
     add_machines(commands)

@@ -17,6 +17,7 @@ LAYERS = (
     {"runs"},
     {"studies"},
     {"tasks", "machines"},
+    {"handover"},
     {"campaign"},
     {"cli", "__main__"},
 )

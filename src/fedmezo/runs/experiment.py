@@ -26,6 +26,7 @@ from fedmezo.results.metrics import METRICS_FILE, Metric, MetricsFile, Sink, Ten
 from fedmezo.results.summary import summarise
 from fedmezo.runs import assemble
 from fedmezo.runs.assemble import Holdings, TunedModel
+from fedmezo.runs.card import card_of_run, write_card
 from fedmezo.runs.directory import (
     ADAPTER_FOLDER,
     BEST_ADAPTER_FOLDER,
@@ -194,17 +195,21 @@ def finish(this: Run, training: Training) -> None:
 
     config, model, console = this.config, this.tuned.model, this.log.console
     state = training.state
+    summary = summarise(read_metrics(this.folder / METRICS_FILE), config.eval.best_res_update_round_wise_key)
+    card = card_of_run(config, summary)
     if state.round < config.federate.total_round_num:
         this.log.line(f"stopped early after round {state.round}: {training.evaluation.key} no longer improves")
-    model.save_adapter(state.theta, this.folder / ADAPTER_FOLDER)
+    places = [(state.theta, this.folder / ADAPTER_FOLDER)]
     if config.federate.save_to:
-        model.save_adapter(state.theta, Path(config.federate.save_to))
+        places.append((state.theta, Path(config.federate.save_to)))
     if training.evaluations:
-        model.save_adapter(_best_theta(this, training), this.folder / BEST_ADAPTER_FOLDER)
+        places.append((_best_theta(this, training), this.folder / BEST_ADAPTER_FOLDER))
+    for theta, place in places:
+        model.save_adapter(theta, place)
+        write_card(card, place)
     write_report(this.folder)
     if config.eval.samples:
         show_samples(console, _samples(this, state.theta))
-    summary = summarise(read_metrics(this.folder / METRICS_FILE), config.eval.best_res_update_round_wise_key)
     show_summary(console, summary, this.folder)
 
 

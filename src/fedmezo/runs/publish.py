@@ -30,6 +30,7 @@ from fedmezo.models.causal_lm import CausalLM
 from fedmezo.records import Contribution, RoundRecord
 from fedmezo.results.console import work_progress
 from fedmezo.results.summary import human_bytes
+from fedmezo.runs.card import card_of_log, write_card
 from fedmezo.runs.journal import JOURNAL_FILE, Header, header_fields, header_of, read_journal
 from fedmezo.runs.replay import initial_theta, open_model, replaying_estimator, require_free, require_scalars
 from fedmezo.zo.arithmetic import decode_scalars, encode_scalars, state_hash
@@ -120,6 +121,7 @@ def import_log(file: Path, base: str, out: Path | None = None, restore_from: Pat
         )
     try:
         model.save_adapter(theta, out)
+        write_card(card_of_log(log.header, len(log.records)), out)
     except OSError as error:
         raise StorageError(f"{out}: cannot be written: {error.strerror}") from error
     _say(f"{out}: the adapter after {len(log.records)} rounds, state {log.state_hash}")

@@ -20,6 +20,7 @@ from fedmezo.models.hardware import DTYPES
 from fedmezo.models.loading import load_base
 from fedmezo.records import RoundRecord
 from fedmezo.results.console import work_progress
+from fedmezo.runs.card import card_of_log, write_card
 from fedmezo.runs.directory import CONFIG_FILE
 from fedmezo.runs.journal import JOURNAL_FILE, Header, Journal, read_journal
 from fedmezo.runs.snapshots import load_snapshot, snapshots_of
@@ -56,6 +57,7 @@ def replay(folder: Path, *, to_round: int | None = None, out: Path | None = None
     _tell(console, journal, to_round, seconds)
     if out is not None:
         model.save_adapter(theta, out)
+        write_card(card_of_log(journal.header, journal.next_round), out)
         console.print(f"adapter written to {out}", markup=False, highlight=False, soft_wrap=True)
     return 0
 

@@ -1,0 +1,28 @@
+"""Which folder of a run is handed over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedmezo.errors import RunError
+from fedmezo.runs.directory import ADAPTER_FOLDER, BEST_ADAPTER_FOLDER, CONFIG_FILE
+
+
+def folder_to_hand_over(run: Path, *, best: bool) -> Path:
+    """A run's adapter, the last or the best, or the folder itself where it is no run's.
+
+    Raises:
+        RunError: there is no such folder, the run is not finished, or the best round of something else is asked for.
+    """
+    if not run.is_dir():
+        raise RunError(f"{run}: there is no such folder; give a run's, or that of a saved adapter")
+    if not (run / CONFIG_FILE).is_file():
+        if best:
+            raise RunError(f"{run} is no run's folder (it has no {CONFIG_FILE}), so it has no best round")
+        return run
+    folder = run / (BEST_ADAPTER_FOLDER if best else ADAPTER_FOLDER)
+    if not folder.is_dir():
+        raise RunError(
+            f"{run}: it has no {folder.name}/: the run is not finished. Finish it with: fedmezo resume {run}"
+        )
+    return folder

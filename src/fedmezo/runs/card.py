@@ -1,0 +1,166 @@
+"""The model card of an adapter: the README.md that the Hugging Face hub shows, made from what is known of the run.
+
+Nothing of the machine is in it: a base model or data set that is a file here appears by its last name alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from fedmezo.config import Config
+from fedmezo.models.loading import BUNDLED
+from fedmezo.results.summary import Row, Summary, summary_rows
+from fedmezo.runs.directory import write_text
+from fedmezo.runs.journal import Header
+
+CARD_FILE = "README.md"
+
+_METHODS = {
+    "mezotrainer": "zeroth-order steps (FedMeZO): two forward passes along a random direction, no back-propagation",
+    "llmtrainer": "back-propagation on the clients, averaged by the server (FedAvg)",
+}
+_OF_THE_MACHINE = (
+    *("outdir", "expname", "device", "threads", "use_gpu", "wandb", "verbose"),
+    *("data.root", "llm.cache", "federate.save_to", "federate.restore_from"),
+)
+"""Keys and sections that say where a run was computed rather than what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a card says.
+
+    Args:
+        base: the base model, as `model.type` names it.
+        method: how it was tuned, in a sentence.
+        data: name of the data set; None where it is not known.
+        figures: the table of results.
+        made_by: the command, and what its settings are.
+        settings: keys and values, nested as in config.yaml.
+    """
+
+    base: str
+    method: str
+    data: str | None
+    figures: tuple[Row, ...]
+    made_by: str
+    settings: dict[str, Any]
+
+
+def card_of_run(config: Config, summary: Summary) -> Card:
+    """The card of a run's adapter, from its configuration and what came out."""
+    federate = config.federate
+    clients = Row("clients", f"{federate.client_num:,}", f"{federate.cohort_size:,} in each round")
+    data = public_name(config.data.name)
+    settings = config.model_dump(mode="json", exclude_defaults=True)
+    for key in _OF_THE_MACHINE:
+        _drop(settings, key.split("."))
+    settings["model"]["type"] = public_name(config.model.name)
+    settings["data"] = settings.get("data", {}) | {"type": data}
+    return Card(
+        base=config.model.name,
+        method=_METHODS[config.trainer.type],
+        data=data,
+        figures=(clients, *summary_rows(summary)),
+        made_by="`fedmezo run settings.yaml` with these settings; whatever they do not name has its default.",
+        settings=settings,
+    )
+
+
+def card_of_log(header: Header, rounds: int) -> Card:
+    """The card of an adapter that was rebuilt from a published log, which knows neither data nor losses."""
+    return Card(
+        base=header.base,
+        method=_METHODS["mezotrainer"],
+        data=None,
+        figures=(Row("rounds", f"{rounds:,}"),),
+        made_by="`fedmezo replay` or `fedmezo import` from the scalars of a run with these settings.",
+        settings={
+            "seed": header.seed,
+            "llm": {"adapter": {"use": True, "args": [dict(header.adapter)]}},
+            "train": {"zo": {"eps": header.eps, "queries": header.queries, "noise": header.noise}},
+        },
+    )
+
+
+def write_card(card: Card, folder: Path) -> None:
+    """Write the card beside the adapter in a folder."""
+    write_text(folder / CARD_FILE, render_card(card))
+
+
+def render_card(card: Card) -> str:
+    """The card as Markdown with the YAML head that the hub reads."""
+    base = public_name(card.base)
+    head: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation"}
+    if base == card.base and "/" in base:  # a hub name
+        head["base_model"] = base
+    head["tags"] = ["fedmezo", "federated-learning", "zeroth-order"]
+    table = "\n".join(f"| {row.heading} | {row.value} | {row.remark} |" for row in card.figures)
+    settings = yaml.safe_dump(card.settings, sort_keys=False, allow_unicode=True).strip()
+    tuned = f"tuned on {card.data}" if card.data else "tuned"
+    sources = f"the base model {base}" + (f" and the data set {card.data}" if card.data else " and the data")
+    return f"""---
+{yaml.safe_dump(head, sort_keys=False).strip()}
+---
+
+# {base}, {tuned} by federated learning
+
+Made with FedMeZO by {card.method}.
+
+| | | |
+|---|---|---|
+{table}
+
+## Use
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+{_loading(base)}
+model = PeftModel.from_pretrained(base, "PATH_OR_NAME_OF_THIS_FOLDER")
+```
+
+## Made by
+
+{card.made_by}
+
+```yaml
+{settings}
+```
+
+## Licence
+
+The adapter derives from {sources}: their licences apply to it.
+"""
+
+
+def _loading(base: str) -> str:
+    """The line of Python that loads the base model."""
+    if base == BUNDLED:
+        return """from importlib.resources import files
+
+base = AutoModelForCausalLM.from_pretrained(str(files("fedmezo") / "bundled" / "base"))"""
+    return f'base = AutoModelForCausalLM.from_pretrained("{base}")'
+
+
+def public_name(name: str) -> str:
+    """A hub name as it is; of a folder or file on this machine, its last name alone."""
+    path = PurePath(name)
+    is_here = path.is_absolute() or name.startswith(("~", ".")) or Path(name).exists() or len(path.parts) > 2
+    return path.name if is_here else name
+
+
+def _drop(settings: dict[str, Any], key: list[str]) -> None:
+    """Take a key out, and the sections that are empty then."""
+    section = settings.get(key[0])
+    if len(key) == 1:
+        settings.pop(key[0], None)
+    elif isinstance(section, dict):
+        _drop(section, key[1:])
+        if not section:
+            settings.pop(key[0])
