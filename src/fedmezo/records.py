@@ -149,7 +149,7 @@ class Report:
     round: int
     client: int
     state_hash: str  # of the theta the client started from
-    num_examples: int  # processed in the round: the aggregation weight before normalisation
+    num_examples: int  # of the steps that were not skipped: the aggregation weight before normalisation
     train_loss: float  # mean over the local steps that were not skipped
     skipped_steps: int  # steps whose loss was not finite
     scalars: tuple[float, ...] | None = None  # g of each step and query, exactly representable in bfloat16

@@ -105,7 +105,7 @@ def test_clipping_bounds_every_scalar() -> None:
 def test_a_step_without_a_finite_loss_is_skipped_and_counted() -> None:
     report = run(zeroth(Quadratic(poison={2 + 2, 2 + 3}), queries=2))[0]  # the second batch of client 0
     assert report.scalars is not None
-    assert report.skipped_steps == 1
+    assert (report.num_examples, report.skipped_steps) == (6, 1)  # what was skipped lends no weight
     assert report.scalars[2:4] == (0.0, 0.0)
     assert all(report.scalars[:2])
     assert math.isfinite(report.train_loss)
@@ -113,7 +113,7 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted() -> None:
 
 def test_a_client_without_any_finite_loss_reports_nan() -> None:
     report = run(zeroth(Quadratic(poison=set(range(100)))))[0]
-    assert report.skipped_steps == 4
+    assert (report.num_examples, report.skipped_steps) == (0, 4)
     assert math.isnan(report.train_loss)
 
 
@@ -147,10 +147,12 @@ def test_first_order_clients_are_torch_optim(accumulate: int, clip: float) -> No
         assert torch.equal(report.update, reference_sgd(report.client, 0.01, 0.9, accumulate, clip))
 
 
-def test_first_order_steps_without_a_finite_loss_are_skipped() -> None:
-    report = run(FirstOrderClients(Quadratic(poison={4, 5}), OptimizerFactory(), SEED))[0]
+@pytest.mark.parametrize(("accumulate", "counted"), [(1, 6), (2, 4)])
+def test_first_order_steps_without_a_finite_loss_are_skipped(accumulate: int, counted: int) -> None:
+    work = FirstOrderClients(Quadratic(poison={4, 5}), OptimizerFactory(), SEED, grad_accum_count=accumulate)
+    report = run(work)[0]
     assert report.update is not None
-    assert report.skipped_steps == 1
+    assert (report.num_examples, report.skipped_steps) == (counted, 1)
     assert bool(torch.isfinite(report.update).all())
 
 

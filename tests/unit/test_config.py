@@ -15,7 +15,7 @@ from fedmezo.config import Config, as_overrides, load, load_config
 from fedmezo.config.checks import conflicts
 from fedmezo.config.describe import fields, nearest_key, reference_page
 from fedmezo.config.markup import to_yaml
-from fedmezo.config.reference import UNSUPPORTED_KEYS, UNSUPPORTED_SECTIONS, WITHOUT_EFFECT
+from fedmezo.config.reference import ALIASES, UNSUPPORTED_KEYS, UNSUPPORTED_SECTIONS, WITHOUT_EFFECT
 from fedmezo.config.schema import OptimizerName, SchedulerName
 from fedmezo.errors import ConfigError
 
@@ -219,7 +219,136 @@ def test_a_file_written_for_the_reference_with_all_its_keys_loads_unmodified(tmp
     assert config.train.optimizer.options["betas"] == [0.9, 0.95]
     assert (config.train.scheduler.type, config.train.scheduler.warmup_ratio) == ("warmup_step", 0.1)
     assert config.data.alpha == 0.2
-    assert [notice.split(" has no effect")[0] for notice in notices] == list(WITHOUT_EFFECT)
+    assert [notice.split(" has no effect")[0] for notice in notices] == [
+        "federate.share_local_model",
+        "federate.online_aggr",
+        "federate.make_global_eval",
+        "federate.process_num",
+        "llm.retry_on_nan_loss",
+        "llm.chat.max_history_len",
+        "llm.adapter.mv_to_cpu",
+        "eval.count_flops",
+    ]
+
+
+@pytest.mark.parametrize("key", WITHOUT_EFFECT)
+def test_a_key_that_means_nothing_is_accepted_and_reported_once(tmp_path: Path, key: str) -> None:
+    config, notices = load_text(tmp_path, SMALL, f"{key}=7")
+    assert notices == (f"{key} has no effect: {WITHOUT_EFFECT[key]}",)
+    assert config == load_text(tmp_path, SMALL).config
+
+
+SWITCHED_OFF = [
+    "llm.offsite_tuning={use: False, strategy: drop_layer, emu_align: {use: True}}",
+    "llm.deepspeed.use=False",
+    "llm.accelerator={use: False, config: ''}",
+    "distribute={use: False, server_port: 50050}",
+    "fedopt={use: False}",
+    "attack={attack_method: '', attacker_id: -1}",
+    "aggregator={robust_rule: fedavg, inside_weight: 1.0}",
+    "finetune={before_eval: False, local_update_steps: 1, optimizer: {type: SGD, lr: 0.1}}",
+    "trainer.sam={adaptive: False, eta: 0.0}",
+    "federate.use_ss=False",
+    "federate.unseen_clients_rate=0.0",
+    "federate.sampler=uniform",
+    "early_stop.the_smaller_the_better=True",
+    "backend=torch",
+    "data.args=[]",
+    "llm.adapter.local_only=False",
+]
+
+
+@pytest.mark.parametrize("override", SWITCHED_OFF)
+def test_what_the_reference_would_not_do_either_is_accepted_and_reported(tmp_path: Path, override: str) -> None:
+    config, (notice,) = load_text(tmp_path, SMALL, override)
+    assert notice.endswith(" has no effect: FederatedScope's, and switched off")
+    assert config == load_text(tmp_path, SMALL).config
+
+
+SWITCHED_ON = {
+    "llm.offsite_tuning={use: True}": "llm.offsite_tuning",
+    "llm.deepspeed.use=True": "llm.deepspeed",
+    "llm.adapter.count=3": "llm.adapter.count",
+    "fedopt={use: True, lr_server: 0.1}": "fedopt.use",
+    "attack={attack_method: dlg}": "attack",
+    "federate.sampler=group": "federate.sampler",
+    "federate.unseen_clients_rate=0.2": "federate.unseen_clients_rate",
+    "vertical.use=True": "vertical",
+    "trainer.sam={adaptive: True}": "trainer.sam",
+}
+
+
+@pytest.mark.parametrize("override", SWITCHED_ON)
+def test_what_the_reference_would_do_and_we_do_not_is_named(tmp_path: Path, override: str) -> None:
+    key = SWITCHED_ON[override]
+    expected = f"{key}: FederatedScope's {key} is not supported here; remove it"
+    assert message(tmp_path, SMALL, override).endswith(expected)
+
+
+def test_an_old_name_sets_the_key_that_it_stands_for(tmp_path: Path) -> None:
+    config, notices = load_text(tmp_path, SMALL, "data.batch_size=5")
+    assert config.dataloader.batch_size == 5
+    assert notices == ("data.batch_size is an old name of dataloader.batch_size, which takes its value",)
+    text = message(tmp_path, SMALL, "data.batch_size=none")
+    assert (
+        text == "override 'data.batch_size=none': dataloader.batch_size: got 'none'; needs a whole number of at least 1"
+    )
+
+
+def test_keys_without_effect_for_one_reason_share_a_notice(tmp_path: Path) -> None:
+    text = SMALL.replace("  client_num: 3", "  client_num: 3\n  use_ss: False\n  atc_vanilla: False")
+    assert load_text(tmp_path, text).notices == (
+        "federate.use_ss, federate.atc_vanilla have no effect: FederatedScope's, and switched off",
+    )
+
+
+# ---------------------------------------------------------------- what follows for keys that were not given
+
+
+def test_a_part_without_a_share_is_not_evaluated_by_default(tmp_path: Path) -> None:
+    config, notices = load_text(tmp_path, SMALL, "data.splits=[0.9, 0, 0.1]")
+    assert (config.eval.split, config.eval.best_res_update_round_wise_key) == (("test",), "test_loss")
+    assert notices == (
+        "only the test loss is evaluated: data.splits gives no validation examples; the best round is that of the "
+        "lowest test_loss",
+    )
+    assert load_text(tmp_path, config.to_yaml()) == (config, ())
+
+
+def test_a_key_of_a_part_without_a_share_follows_too(tmp_path: Path) -> None:
+    overrides = ("data.splits=[0.9, 0.1, 0]", "eval.best_res_update_round_wise_key=test_loss")
+    config = load_text(tmp_path, SMALL, *overrides).config
+    assert (config.eval.split, config.eval.best_res_update_round_wise_key) == (("val",), "val_loss")
+
+
+def test_without_held_out_examples_nothing_is_evaluated(tmp_path: Path) -> None:
+    config, notices = load_text(tmp_path, SMALL, "data.splits=[1, 0, 0]")
+    assert (config.eval.active, config.early_stop.patience) == (False, 0)
+    assert notices == ("nothing is evaluated: data.splits gives no test or validation examples",)
+    assert load_text(tmp_path, config.to_yaml()) == (config, ())
+    assert "early_stop.patience: is 3" in message(tmp_path, SMALL, "data.splits=[1, 0, 0]", "early_stop.patience=3")
+
+
+def test_a_part_without_a_share_that_was_asked_for_is_refused(tmp_path: Path) -> None:
+    overrides = ("data.splits=[0.9, 0, 0.1]", "eval.split=[test, val]")
+    assert message(tmp_path, SMALL, *overrides) == (
+        "override 'eval.split=[test, val]': eval.split: is ['test', 'val'], but data.splits gives val no examples; "
+        "set eval.split: ['test'] or change data.splits"
+    )
+
+
+def test_a_client_alone_needs_no_other_machine(tmp_path: Path) -> None:
+    overrides = ("federate.client_idx_for_local_train=1", "federate.mode=distributed")
+    assert "a client alone needs no other machine" in message(tmp_path, SMALL, *overrides)
+
+
+def test_a_client_that_trains_alone(tmp_path: Path) -> None:
+    federate = load_text(tmp_path, SMALL, "federate.client_idx_for_local_train=3").config.federate
+    assert (federate.lone_client, federate.cohort_size) == (2, 1)
+    overrides = ("federate.client_idx_for_local_train=1", "federate.sample_client_num=2")
+    assert load_text(tmp_path, SMALL, *overrides).notices == (
+        "federate.sample_client_num has no effect: a client trains alone (federate.client_idx_for_local_train)",
+    )
 
 
 def test_keys_without_effect_are_reported_once_and_are_not_in_the_resolved_config(tmp_path: Path) -> None:
@@ -449,9 +578,8 @@ OVERRIDES = [
     ("data.splits=[0.9, 0.1]", "data.splits: got [0.9, 0.1]; needs three numbers of at least 0 that sum to 1"),
     ("data.splits=[0.9, 0.2, 0.1]",
      "data.splits: is [0.9, 0.2, 0.1], whose sum is 1.2; needs three numbers of at least 0 that sum to 1"),
-    ("data.splits=[0.9, 0, 0.1]",
-     "eval.split: is ['test', 'val'], but data.splits gives val no examples; set eval.split: ['test'] or change "
-     "data.splits"),
+    ("federate.client_idx_for_local_train=4",
+     "federate.client_idx_for_local_train: is 4; needs 1 to 3, or 0 for all clients"),
     ("data.splitter_args=[{alpha: 0}]", "data.splitter_args.0.alpha: got 0; needs a number above 0"),
     ("data.splitter_args={alpha: 1}",
      "data.splitter_args: got {'alpha': 1}; needs a list of at most one mapping: [{alpha: 0.5}]"),
@@ -708,6 +836,8 @@ def test_every_field_has_a_sentence() -> None:
 def test_no_key_is_both_known_and_set_aside() -> None:
     known = {".".join(path) for path, _ in fields()}
     unsupported = {f"{section}.{key}" for section, keys in UNSUPPORTED_KEYS.items() for key in keys}
+    assert ALIASES.keys().isdisjoint(known | unsupported | WITHOUT_EFFECT.keys())
+    assert known.issuperset(ALIASES.values())
     assert known.isdisjoint(WITHOUT_EFFECT)
     assert known.isdisjoint(unsupported)
     assert unsupported.isdisjoint(WITHOUT_EFFECT)

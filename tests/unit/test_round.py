@@ -85,6 +85,17 @@ def test_replaying_the_records_gives_every_state_to_the_bit(strategy: str, cohor
         assert state.histories == expected.histories
 
 
+def test_a_client_that_trains_alone_is_every_cohort_and_moves_theta_by_its_own_steps() -> None:
+    chosen = replace(federation(cohort_size=1), lone_client=1)
+    state, records, _ = train(chosen, 3)
+    assert [record.cohort for record in records] == [(1,)] * 3
+    assert [part.weight for record in records for part in record.contributions] == [1.0] * 3
+    replayed = start()
+    for record in records:
+        replayed = replay_round_(chosen, replayed, record)
+    assert replayed.hash == state.hash
+
+
 @pytest.mark.parametrize("strategy", ["round-wise", "five-round", "model-diff", "random"])
 @pytest.mark.parametrize("clients", [2, 3, 7])
 def test_the_strategies_move_the_rates(strategy: str, clients: int) -> None:

@@ -70,6 +70,8 @@ def _early_stop(config: Config) -> Iterator[Conflict]:
 
 def _cohort(config: Config) -> Iterator[Conflict]:
     federate = config.federate
+    if federate.client_idx_for_local_train:
+        yield from _lone_client(config)
     if federate.sample_client_num == 0 or federate.sample_client_num > federate.client_num:
         text = f"is {federate.sample_client_num}; needs 1 to {federate.client_num}, or -1 for all clients"
         yield Conflict(("federate.sample_client_num", "federate.client_num"), text)
@@ -81,6 +83,16 @@ def _cohort(config: Config) -> Iterator[Conflict]:
         text = f"is {federate.min_clients}, but {federate.cohort_size} take part in a round; needs at most that"
         keys = ("min_clients", "sample_client_rate", "sample_client_num", "client_num")
         yield Conflict(tuple(f"federate.{key}" for key in keys), text)
+
+
+def _lone_client(config: Config) -> Iterator[Conflict]:
+    key, federate = "federate.client_idx_for_local_train", config.federate
+    if federate.client_idx_for_local_train > federate.client_num:
+        text = f"is {federate.client_idx_for_local_train}; needs 1 to {federate.client_num}, or 0 for all clients"
+        yield Conflict((key, "federate.client_num"), text)
+    if federate.mode == "distributed":
+        text = f"is {federate.client_idx_for_local_train}, but a client alone needs no other machine; needs 0, or"
+        yield Conflict((key, "federate.mode"), f"{text} federate.mode: standalone")
 
 
 def _protocol(config: Config) -> Iterator[Conflict]:
@@ -170,8 +182,16 @@ def unused(config: Config) -> Iterator[str]:
         yield f"train.is_enable_half has no effect: model.dtype says {config.model.dtype}"
     if config.data.splitter_args and config.data.splitter != "lda":
         yield f"data.splitter_args has no effect: the {config.data.splitter} splitter takes none"
+    yield from _unused_sampling(config)
+
+
+def _unused_sampling(config: Config) -> Iterator[str]:
     federate = config.federate
-    if federate.sample_client_rate > 0 and federate.sample_client_num > 0:
+    if federate.lone_client is not None:
+        for key in ("sample_client_num", "sample_client_rate"):
+            if getattr(federate, key) > 0:
+                yield f"federate.{key} has no effect: a client trains alone (federate.client_idx_for_local_train)"
+    elif federate.sample_client_rate > 0 and federate.sample_client_num > 0:
         yield f"federate.sample_client_num has no effect: federate.sample_client_rate makes it {federate.cohort_size}"
 
 

@@ -130,7 +130,10 @@ def fields(section: type[Section] = Config, above: Keys = ()) -> Iterator[tuple[
 def reference_page() -> str:
     """docs/config.md."""
     parts = [_INTRODUCTION, *_sections(Config, ())]
-    ignored = [f"| `{key}` | {why} |" for key, why in WITHOUT_EFFECT.items()]
+    by_reason: dict[str, list[str]] = {}
+    for key, why in WITHOUT_EFFECT.items():
+        by_reason.setdefault(why, []).append(f"`{key}`")
+    ignored = [f"| {', '.join(keys)} | {why} |" for why, keys in by_reason.items()]
     parts.append("\n".join([_WITHOUT_EFFECT_HEADING, *ignored]))
     return "\n\n".join(parts) + "\n"
 
@@ -147,7 +150,8 @@ This page is made by `python -m fedmezo.config > docs/config.md`."""
 _WITHOUT_EFFECT_HEADING = """\
 ## Accepted without effect
 
-Keys of FederatedScope that mean nothing here. A run that is given one says so.
+Keys of FederatedScope that mean nothing here, and any of its sections that says `use: False`. A run that is given one
+says so.
 
 | key | why |
 |---|---|"""

@@ -89,6 +89,19 @@ class Document:
         del parent[int(keys[-1]) if isinstance(parent, list) else keys[-1]]
         self.forget(keys)
 
+    def move(self, keys: Keys, to: Keys) -> None:
+        """Give the value of a key that is given to another one, in a section of its own; it keeps its place."""
+        parent: Any = self.data
+        for above in keys[:-1]:
+            parent = parent[above]
+        value, place = parent[keys[-1]], self.places[keys]
+        self.pop(keys)
+        section = self.data.setdefault(to[0], {})
+        if isinstance(section, dict):
+            section[to[1]] = value
+            self.places.setdefault(to[:1], place)
+            self.places[to] = place
+
     def refuse(self, place: Place, text: str) -> None:
         """Note a problem after which nothing can be said about single keys."""
         self.problems.append(Problem(place, text))

@@ -14,10 +14,12 @@ from pydantic_core import ErrorDetails
 from fedmezo.config.checks import conflicts, unused
 from fedmezo.config.describe import allowed, choices, field_at, fields, nearest, nearest_key, siblings
 from fedmezo.config.document import Document, Keys, Problem, dotted, read
+from fedmezo.config.foreign import rename, strip
 from fedmezo.config.markup import shorten
 from fedmezo.config.overrides import apply
-from fedmezo.config.reference import WITHOUT_EFFECT, is_unsupported
+from fedmezo.config.reference import is_unsupported
 from fedmezo.config.schema import Config
+from fedmezo.config.settle import settled
 from fedmezo.errors import ConfigError
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "bundled" / "quickstart.yaml"
@@ -56,23 +58,15 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Load
     apply(document, overrides)
     if not document.is_readable:
         raise _error(document.problems)
-    notices = [f"{key} has no effect: {why}" for key, why in _strip(document)]
+    notices = [*rename(document), *strip(document)]
     config, faults = _validate(document.data)
+    config, decided = settled(config)
     faults.sort(key=lambda fault: document.place(fault.keys))
     problems = [*document.problems, *(_problem(document, fault) for fault in faults[:MAX_SHOWN])]
     problems += _conflicts(document, config, [fault.keys for fault in faults])
     if problems:
         raise _error(problems, unnamed=len(faults[MAX_SHOWN:]))
-    return Loaded(config, (*notices, *unused(config)))
-
-
-def _strip(document: Document) -> Iterator[tuple[str, str]]:
-    """Take the keys without effect out of the data; yields those that were there."""
-    for key, why in WITHOUT_EFFECT.items():
-        keys = tuple(key.split("."))
-        if document.has(keys):
-            document.pop(keys)
-            yield key, why
+    return Loaded(config, (*notices, *decided, *unused(config)))
 
 
 def _validate(data: dict[str, Any]) -> tuple[Config, list[_Fault]]:

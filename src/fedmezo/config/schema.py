@@ -113,6 +113,8 @@ class Federate(Section):
     """Clients simulated in this process, or on several machines."""
     client_num: int = Field(ge=1, le=MAX_CLIENTS, examples=[3])
     """How many clients hold the data."""
+    client_idx_for_local_train: int = Field(0, ge=0)
+    """The only client that trains, and is evaluated, on its own share of the data, counted from 1; 0 is all clients."""
     sample_client_num: Annotated[int, Allowed("a whole number from 1 to federate.client_num, or -1 for all")] = Field(
         -1, ge=-1
     )
@@ -141,8 +143,15 @@ class Federate(Section):
     """Start from this saved adapter instead of a fresh one."""
 
     @property
+    def lone_client(self) -> int | None:
+        """The client that trains alone, counted from 0 as everywhere here; None where all clients train together."""
+        return self.client_idx_for_local_train - 1 if self.client_idx_for_local_train else None
+
+    @property
     def cohort_size(self) -> int:
         """How many clients take part in a round; the rate goes before the number, as in FederatedScope."""
+        if self.lone_client is not None:
+            return 1
         if self.sample_client_rate > 0:  # rounded first: 0.29 * 100 is 28.999999999999996
             return max(1, int(round(self.sample_client_rate * self.client_num, 9)))
         return self.sample_client_num if self.sample_client_num > 0 else self.client_num

@@ -63,10 +63,10 @@ def _fault(report: Report, plan: RoundPlan, state_hash: str, rules: ReportRules)
         return "the client is not in this round's cohort"
     if report.state_hash != state_hash:
         return f"it started from the state {report.state_hash[:12]}, not {state_hash[:12]}"
-    if report.num_examples < 1 or report.skipped_steps < 0:
-        return f"{report.num_examples} examples and {report.skipped_steps} skipped steps cannot be"
     if not math.isfinite(report.train_loss):
         return "no local step had a finite loss"
+    if report.num_examples < 1 or report.skipped_steps < 0:
+        return f"{report.num_examples} examples and {report.skipped_steps} skipped steps cannot be"
     if rules.protocol == SCALARS:
         return _scalars_fault(report.scalars, rules)
     return _update_fault(report.update, rules)

@@ -54,7 +54,7 @@ class _LocalRun:
     batches: Sequence[Batch]
     scalars: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # of each step that was not skipped
-    num_examples: int = 0  # processed
+    num_examples: int = 0  # of the steps that were not skipped: a client weighs what it has learned from
     skipped_steps: int = 0
 
 
@@ -170,13 +170,13 @@ class ZerothOrderClients:
         `probe` is the client's first in this step, `origin` (d,) where the round began, for FedProx.
         """
         run = probe.run
-        run.num_examples += probe.batch.num_examples
         gradients = [projected_gradient(plus, minus, self.estimator) for plus, minus in pairs]
         finite = [g for g in gradients if g is not None]
         if len(finite) < len(gradients):
             run.skipped_steps += 1
             run.scalars += [0.0] * len(gradients)
             return
+        run.num_examples += probe.batch.num_examples
         run.scalars += finite
         run.losses.append(sum(plus + minus for plus, minus in pairs) / (2 * len(pairs)))
         task = run.task
@@ -240,11 +240,12 @@ class FirstOrderClients:
         with self._dropout_of(task):
             losses = self._steps(task.rate, batches)
         finite = [loss for loss in losses if math.isfinite(loss)]
+        used = [batch for i, batch in enumerate(batches) if math.isfinite(losses[i // self.grad_accum_count])]
         return Report(
             round=task.round,
             client=task.client,
             state_hash=state_hash,
-            num_examples=sum(batch.num_examples for batch in batches),
+            num_examples=sum(batch.num_examples for batch in used),
             train_loss=_mean(finite),
             skipped_steps=len(losses) - len(finite),
             update=self.model.flat().to(theta.device).sub_(theta),

@@ -42,6 +42,7 @@ class Federation:
         rules: what a report must look like; holds the protocol and the estimator.
         segments: the trainable tensors.
         server: what becomes of the average; other than FedAvg in the `weights` protocol alone.
+        lone_client: the only client that ever takes part, where one trains alone.
         device: where directions are generated. Theta itself is on the host, so that a GPU has room for the clients'.
     """
 
@@ -54,6 +55,7 @@ class Federation:
     rules: ReportRules
     segments: tuple[Segment, ...]
     server: ServerOptimizer = PLAIN_AVERAGE
+    lone_client: int | None = None
     device: torch.device = HOST
 
 
@@ -75,10 +77,16 @@ def initial_state(theta: Tensor) -> ServerState:
 
 def plan_round(federation: Federation, state: ServerState) -> RoundPlan:
     """The cohort, a function of (seed, round), in ascending order, and each member's rate."""
-    order = permutation(Stream(federation.seed, Purpose.COHORT, state.round), federation.num_clients)
-    cohort = tuple(sorted(order[: federation.cohort_size].tolist()))
+    cohort = _cohort(federation, state.round)
     rates = client_rates(federation.strategy, federation.seed, state.round, cohort, state.histories)
     return RoundPlan(state.round, cohort, rates)
+
+
+def _cohort(federation: Federation, round_index: int) -> tuple[int, ...]:
+    if federation.lone_client is not None:
+        return (federation.lone_client,)
+    order = permutation(Stream(federation.seed, Purpose.COHORT, round_index), federation.num_clients)
+    return tuple(sorted(order[: federation.cohort_size].tolist()))
 
 
 def close_round_(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from fedmezo.config import Config
 from fedmezo.data.encode import EncodedDataset, encode_examples
 from fedmezo.data.fingerprint import dataset_hash, partition_hash
-from fedmezo.data.partition import Partition, partition, subsample
+from fedmezo.data.partition import Indices, Partition, partition, subsample
 from fedmezo.data.shard import Schedule, Shard
 from fedmezo.data.sources import load_examples, without_rare_categories
 from fedmezo.data.splitters import make_splitter
@@ -155,7 +154,7 @@ def noise_of_g(config: Config, tuned: TunedModel, holdings: Holdings, theta: Ten
     Raises:
         TrainingError: a loss is not finite.
     """
-    shards = [shard for shard in holdings.partition.train if len(shard)]
+    shards = [shard for shard in parts_in_use(config, holdings.partition)["train"] if len(shard)]
     if config.trainer.type != MEZO or tuned.dtype == torch.float32 or not shards:
         return []
     rows, zo = config.dataloader.batch_size, config.train.zo
@@ -205,6 +204,7 @@ def make_federation(config: Config, model: CausalLM) -> Federation:
         cohort_size=federate.cohort_size,
         min_clients=federate.min_clients,
         equal_weights=federate.ignore_weight,
+        lone_client=federate.lone_client,
         strategy=RateStrategy(train.train_strategy, train.optimizer.lr, train.lr_width),
         rules=rules,
         segments=model.segments,
@@ -331,6 +331,18 @@ def category_counts(divided: Partition) -> dict[str, list[dict[str, int]]]:
     return counts
 
 
-def held_out(divided: Partition, parts: Sequence[str]) -> dict[str, tuple[np.ndarray, ...]]:
+def parts_in_use(config: Config, divided: Partition) -> dict[str, tuple[Indices, ...]]:
+    """Each client's examples of each part; where a client trains alone, all others have none."""
+    alone = config.federate.lone_client
+    if alone is None:
+        return divided.parts
+    return {
+        name: tuple(shard if client == alone else shard[:0] for client, shard in enumerate(part))
+        for name, part in divided.parts.items()
+    }
+
+
+def held_out(config: Config, divided: Partition) -> dict[str, tuple[Indices, ...]]:
     """The parts to evaluate that have any examples, by the name of their loss: `val_loss`, `test_loss`."""
-    return {f"{part}_loss": divided.parts[part] for part in parts if sum(divided.sizes(part))}
+    parts = parts_in_use(config, divided)
+    return {f"{name}_loss": parts[name] for name in config.eval.split if any(map(len, parts[name]))}

@@ -143,6 +143,8 @@ def load_parts(
         )
     if place.by_client:
         show_partition(log.console, assemble.category_counts(holdings.partition))
+    if config.federate.lone_client is not None:
+        log.line(f"client {config.federate.lone_client} trains alone, on its own share (client_idx_for_local_train)")
     restored = config.federate.restore_from
     if initial is not None:
         theta = initial.cpu()
@@ -251,7 +253,7 @@ def _evaluation_plan(this: Run) -> EvaluationPlan:
     stop = config.early_stop
     return EvaluationPlan(
         freq=config.eval.freq,
-        parts=assemble.held_out(this.holdings.partition, config.eval.split),
+        parts=assemble.held_out(config, this.holdings.partition),
         key=config.eval.best_res_update_round_wise_key,
         stopping=EarlyStopping(stop.patience, stop.delta, stop.improve_indicator_mode),
         by_client=this.place.by_client,
@@ -291,8 +293,8 @@ def _best_theta(this: Run, training: Training) -> Tensor:
 
 def _samples(this: Run, theta: Tensor) -> list[Sample]:
     """Answers before and after training to instructions held out from it, one of each category in turn."""
-    divided, examples = this.holdings.partition, this.holdings.examples
-    held_out = [index for part in ("test", "val") for shard in divided.parts[part] for index in shard.tolist()]
+    parts, examples = assemble.parts_in_use(this.config, this.holdings.partition), this.holdings.examples
+    held_out = [index for part in ("test", "val") for shard in parts[part] for index in shard.tolist()]
     first_of = {examples[index].category: index for index in reversed(held_out)}
     ordered = sorted(first_of.values()) + [index for index in held_out if index not in first_of.values()]
     chosen = [examples[index] for index in ordered[: this.config.eval.samples]]

@@ -110,7 +110,7 @@ def held_out_examples(subject: Subject, console: Console) -> dict[str, list[Exam
     if subject.config is None:
         return {}
     holdings = assemble.load_holdings(subject.config, subject.tokenizer, console)
-    parts = assemble.held_out(holdings.partition, subject.config.eval.split)
+    parts = assemble.held_out(subject.config, holdings.partition)
     return {
         name: [holdings.examples[i] for shard in shards for i in sorted(shard.tolist())]
         for name, shards in parts.items()

@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fedmezo.config import Config
+from fedmezo.errors import ConfigError
 from fedmezo.machines.flare.kits import provision
 from fedmezo.machines.flare.project import Kit, Project
 from fedmezo.machines.flare.serve import Elsewhere
@@ -35,6 +36,11 @@ def run_here(config: Config, notices: tuple[str, ...]) -> int:
     Raises:
         FedMeZOError: whatever a user can act on.
     """
+    if config.federate.lone_client is not None:
+        raise ConfigError(
+            f"federate.client_idx_for_local_train is {config.federate.client_idx_for_local_train}: a client that "
+            "trains alone needs no other machine; leave out --engine flare"
+        )
     # Without lanes, and not compiled, a resume, which simulates the clients, goes on to the bit.
     train = config.train.model_copy(update={"lanes": 1, "compile": False})
     config = config.model_copy(update={"train": train})

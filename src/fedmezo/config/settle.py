@@ -1,0 +1,37 @@
+"""Keys that were not given, where their default does not fit the keys that were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedmezo.config.schema import Config
+
+_EMPTY = {"val": "validation", "test": "test"}
+
+
+def settled(config: Config) -> tuple[Config, list[str]]:
+    """The configuration with `eval.split` narrowed to the parts that have a share, unless it was given.
+
+    What hangs on it follows: the metric that decides the best round, and early stopping where nothing is left to
+    evaluate. Returns what the user should be told, too.
+    """
+    shares = dict(zip(("train", "val", "test"), config.data.splits, strict=True))
+    kept = tuple(part for part in config.eval.split if shares[part] > 0)
+    if "split" in config.eval.model_fields_set or not config.eval.active or kept == config.eval.split:
+        return config, []
+    empty = " or ".join(_EMPTY[part] for part in config.eval.split if part not in kept)
+    if not kept:
+        return _unevaluated(config), [f"nothing is evaluated: data.splits gives no {empty} examples"]
+    changes: dict[str, Any] = {"split": kept}
+    notice = f"only the {_EMPTY[kept[0]]} loss is evaluated: data.splits gives no {empty} examples"
+    if config.eval.best_res_update_round_wise_key != (key := f"{kept[0]}_loss"):
+        changes["best_res_update_round_wise_key"] = key
+        notice += f"; the best round is that of the lowest {key}"
+    return config.model_copy(update={"eval": config.eval.model_copy(update=changes)}), [notice]
+
+
+def _unevaluated(config: Config) -> Config:
+    sections: dict[str, Any] = {"eval": config.eval.model_copy(update={"split": ()})}
+    if "patience" not in config.early_stop.model_fields_set:
+        sections["early_stop"] = config.early_stop.model_copy(update={"patience": 0})
+    return config.model_copy(update=sections)
