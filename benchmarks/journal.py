@@ -19,8 +19,9 @@ import torch
 from fedmezo.federation.aggregate import apply_scalars_
 from fedmezo.records import Contribution, RoundRecord, Segment
 from fedmezo.results.metrics import METRICS_FILE, MetricsFile, measured
-from fedmezo.runs.journal import Header, JournalWriter
-from fedmezo.runs.publish import PublishedLog, encode_log
+from fedmezo.runs.format import Header
+from fedmezo.runs.journal import JournalWriter
+from fedmezo.runs.log_file import PublishedLog, encode_log
 from fedmezo.zo.arithmetic import round_coefficient, round_scalar, state_hash
 from fedmezo.zo.estimate import Estimator
 from fedmezo.zo.noise import noise_for

@@ -1,8 +1,10 @@
-"""Writing a file so that its reader sees all of it or none of it, and so that a failure names it."""
+"""Writing a file so that its reader sees all of it or none of it, and so that a failure names it; reading it whole."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +42,13 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+def read_whole(path: Path) -> bytes:
+    """All of a file. Raises OSError: also for a device or a pipe, of which there may be no end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return path.read_bytes()
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedmezo.errors import RunError
 from fedmezo.records import Contribution, Refusal, RoundRecord, Segment
-from fedmezo.runs.journal import Header, Journal, JournalWriter, read_journal
+from fedmezo.runs.format import Header, RoundLine
+from fedmezo.runs.journal import Journal, JournalWriter, read_journal
 from fedmezo.zo.arithmetic import round_coefficient, round_scalar
 
 HEADER = Header(
@@ -181,6 +186,103 @@ def outcome(damaged: Path, whole: Journal) -> str:
     assert journal.header == whole.header
     assert journal.records == whole.records[: journal.next_round]
     return "whole" if journal.records == whole.records and not journal.truncated else "prefix"
+
+
+def forged(path: Path, number: int, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A journal whose line `number` was changed by somebody who knows how to chain lines."""
+    chain, lines = "0" * 32, []
+    for index, line in enumerate(path.read_text().splitlines(), start=1):
+        fields = json.loads(line)
+        del fields["chain"]
+        if index == number:
+            change(fields)
+        body = json.dumps(fields, separators=(",", ":"))
+        chain = sha256((chain + body).encode()).hexdigest()[:32]
+        lines.append(f'{body[:-1]},"chain":"{chain}"}}\n')
+    path.write_text("".join(lines))
+    return path
+
+
+def test_chaining_as_a_forger_does_gives_a_journal_that_is_read(path: Path) -> None:
+    whole = read_journal(path)
+    assert read_journal(forged(path, 3, lambda fields: None)).records == whole.records
+
+
+BAD_HEADERS: dict[str, tuple[Any, ...]] = {
+    "seed": (-1, 2**64, "0", 0.5, None, True),
+    "rounds": (10**30, 0, []),
+    "eps": (0, -1e-3, math.nan, math.inf, 10**400, "1e-3", 1e-300),
+    "dtype": ("float64", 5, ["float32"]),
+    "noise": ("cauchy", None),
+    "protocol": ("secure", {}),
+    "adapter": ([], {}, {"adapter_method": "none"}, {"adapter_method": ["lora"]}, 5),
+    "theta_hash": (5, "ab", "AB" * 32, "ab" * 32 + "\n"),
+    "segments": ([], 5, [["a"]], [["a", [-1]]], [["a", [2**62, 2**62]]], [[5, [1]]], {"a": 1}, [["a", [2**20] * 8]]),
+    "restored": (0, "False"),
+    "base": (5, "", "a\x1b[31m", "\ud800", "a" * 10_000),
+    "queries": (256,),
+    "format": ("1", 10**30),
+    "kind": (["header"],),
+    "further": (1,),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD_HEADERS.items() for value in values])
+def test_a_forged_header_is_refused_with_one_line_that_names_the_key(path: Path, key: str, value: Any) -> None:
+    with pytest.raises(RunError) as caught:
+        read_journal(forged(path, 1, lambda fields: fields.update({key: value})))
+    assert str(caught.value).startswith(f"{path}, line 1: ")
+    assert key in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400 + len(str(path))
+
+
+@pytest.mark.parametrize("key", sorted(Header.model_fields))
+def test_a_header_without_one_of_its_keys_is_refused(path: Path, key: str) -> None:
+    with pytest.raises(RunError, match=f"line 1: {key}: missing; needs"):
+        read_journal(forged(path, 1, lambda fields: fields.pop(key)))
+
+
+BAD_ROUNDS: tuple[tuple[str, Any, str], ...] = (
+    ("round", 10**30, "round"),
+    ("round", True, "round"),
+    ("round", 3, "round: got 3; needs 1"),
+    ("cohort", [0, 0, 3, 7, 2**32 - 1], "cohort: names a client twice"),
+    ("cohort", [0], "each must be one of the cohort"),
+    ("cohort", [-1], "cohort.0"),
+    ("state_hash", 5, "state_hash"),
+    ("clients", None, "clients"),
+    ("refused", [{"client": 1}], "refused.0.reason: missing"),
+    ("rate", -1.0, "clients.0.rate"),
+    ("rate", 0.1, "more than 16 significant bits"),
+    ("rate", 1e300, "clients.0.rate"),
+    ("rate", 2.0**127, "too large to move theta"),
+    ("weight", 1.5, "clients.0.weight"),
+    ("weight", math.nan, "clients.0.weight"),
+    ("client", 2**32, "clients.0.client"),
+    ("client", 3, "stand there once"),
+    ("num_examples", 2**70, "clients.0.num_examples"),
+    ("train_loss", math.inf, "clients.0.train_loss"),
+    ("skipped_steps", -1, "clients.0.skipped_steps"),
+    ("scalars", "AAA", "clients.0.scalars: is no base64"),
+    ("scalars", "\u1234", "clients.0.scalars: is no base64"),
+    ("scalars", "gH8=", "clients.0.scalars.0: got inf"),
+    ("scalars", [1.0], "clients.0.scalars"),
+    ("scalars", None, "scalars belong to a run of the scalars protocol"),
+    ("drift", -1.0, "clients.0.drift"),
+    ("more", 1, "unknown key"),
+)
+
+
+@pytest.mark.parametrize(("key", "value", "message"), BAD_ROUNDS)
+def test_a_forged_round_is_refused_with_what_is_sound(path: Path, key: str, value: Any, message: str) -> None:
+    def change(fields: dict[str, Any]) -> None:
+        (fields if key in RoundLine.model_fields or key == "more" else fields["clients"][0])[key] = value
+
+    with pytest.raises(RunError, match=r"line 3: .*; rounds 0 to 0 before it are sound") as caught:
+        read_journal(forged(path, 3, change))
+    assert message in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 def test_a_damaged_line_is_named_with_what_is_sound(path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedmezo.errors import RunError
 from fedmezo.records import Contribution, RoundRecord
-from fedmezo.runs.publish import PublishedLog, decode_log, encode_log
+from fedmezo.runs.log_file import PublishedLog, decode_log, encode_log
 from fedmezo.zo.arithmetic import round_coefficient, round_scalar
 from tests.unit.test_journal import HEADER
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le
 from pydantic.fields import FieldInfo
@@ -25,9 +25,9 @@ def section_of(annotation: Any) -> type[Section] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
 
 
-def field_at(loc: Sequence[int | str]) -> tuple[Keys, FieldInfo | None]:
+def field_at(loc: Sequence[int | str], top: type[Section] = Config) -> tuple[Keys, FieldInfo | None]:
     """The innermost field on a path into the data, with its own path; None for a path that the schema does not have."""
-    section: type[Section] | None = Config
+    section: type[Section] | None = top
     keys: Keys = ()
     found: tuple[Keys, FieldInfo | None] = ((), None)
     for step in loc:
@@ -57,6 +57,9 @@ def _type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return _number_in_words(annotation, metadata)
     if get_origin(annotation) is Literal:
         return _choices_in_words(get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        bare, *marks = get_args(annotation)
+        return next((mark.text for mark in marks if isinstance(mark, Allowed)), None) or _type_in_words(bare, marks)
     if get_origin(annotation) is tuple:
         return f"a list of {' and '.join(get_args(get_args(annotation)[0]))}"
     if get_origin(annotation) in (Union, types.UnionType):

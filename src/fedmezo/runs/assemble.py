@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from fedmezo.config import Config
+from fedmezo.config.schema import Dtype
 from fedmezo.data.encode import EncodedDataset, encode_examples
 from fedmezo.data.fingerprint import dataset_hash, partition_hash
 from fedmezo.data.partition import Indices, Partition, partition, subsample
@@ -33,7 +35,7 @@ from fedmezo.models.loading import load_base
 from fedmezo.records import Example
 from fedmezo.results.console import work_progress
 from fedmezo.runs.directory import environment
-from fedmezo.runs.journal import Header
+from fedmezo.runs.format import Header
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimate import Estimator
 from fedmezo.zo.noise import Noise, Purpose, Stream, compiles, noise_for, words
@@ -313,7 +315,7 @@ def make_header(config: Config, tuned: TunedModel, holdings: Holdings, theta: Te
         queries=config.train.zo.queries,
         base=config.model.name,
         base_hash=tuned.base_hash,
-        dtype=str(tuned.dtype).removeprefix("torch."),
+        dtype=cast(Dtype, str(tuned.dtype).removeprefix("torch.")),
         adapter=config.llm.adapter.args[0].model_dump(),
         theta_hash=state_hash(theta),
         restored=bool(config.federate.restore_from),

@@ -15,7 +15,7 @@ from fedmezo.config import Config
 from fedmezo.models.loading import BUNDLED
 from fedmezo.results.summary import Row, Summary, summary_rows
 from fedmezo.runs.directory import write_text
-from fedmezo.runs.journal import Header
+from fedmezo.runs.format import Header
 
 CARD_FILE = "README.md"
 

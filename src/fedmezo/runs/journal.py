@@ -13,48 +13,24 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmezo.atomic import naming, replacing
+from fedmezo.atomic import naming, read_whole, replacing
+from fedmezo.config.document import shorten
+from fedmezo.config.strict import read_strictly
 from fedmezo.errors import RunError
-from fedmezo.records import Contribution, Refusal, RoundRecord, Segment
-from fedmezo.zo.arithmetic import decode_scalars, encode_scalars
+from fedmezo.records import Contribution, Refusal, RoundRecord
+from fedmezo.runs.format import FORMAT_VERSION, EndLine, Header, RemarkLine, RoundLine, round_fault
+from fedmezo.zo.arithmetic import encode_scalars
 
 JOURNAL_FILE = "journal.jsonl"
-FORMAT_VERSION = 1
 _CHAIN_CHARACTERS = 32
 _CHAIN_START = "0" * _CHAIN_CHARACTERS
 _CHAIN_KEY = ',"chain":"'
 _TAIL = len(_CHAIN_KEY) + _CHAIN_CHARACTERS + len('"}')
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What replay needs besides the rounds and the base model itself, and what a resumed run must agree with."""
-
-    seed: int
-    rounds: int  # as planned; an early stop makes fewer
-    protocol: str  # `scalars` or `weights`; only the first can be replayed
-    noise: str
-    eps: float
-    queries: int
-    base: str  # name of the base model, as configured
-    base_hash: str
-    dtype: str  # of the base weights
-    adapter: Mapping[str, Any]  # the PEFT method and its keys, as configured
-    theta_hash: str  # of the initial theta
-    restored: bool  # which came from a saved adapter instead of base model and seed
-    data_hash: str  # of the encoded examples
-    partition_hash: str  # of who holds which of them
-    segments: tuple[Segment, ...]  # canonical order and shapes
-
-    @property
-    def num_parameters(self) -> int:
-        """The size d of theta."""
-        return self.segments[-1].stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +77,7 @@ class JournalWriter:
         """
         if path.exists():
             raise FileExistsError(f"{path} is there already")
-        line, chain = _line(_CHAIN_START, {"kind": "header", "format": FORMAT_VERSION, **header_fields(header)})
+        line, chain = _line(_CHAIN_START, {"kind": "header", "format": FORMAT_VERSION, **header.model_dump()})
         with replacing(path) as file:
             file.write(line)
         return cls(path, chain)
@@ -150,7 +126,7 @@ def read_journal(path: Path, to_round: int | None = None) -> Journal:
             and how many rounds before it are sound.
     """
     try:
-        content = path.read_bytes()
+        content = read_whole(path)
     except OSError as error:
         raise RunError(f"{path}: the journal cannot be read: {error.strerror}") from error
     lines = content.split(b"\n")
@@ -178,6 +154,7 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.chain = _CHAIN_START
+        self.version = FORMAT_VERSION
         self.header: Header | None = None
         self.records: list[RoundRecord] = []
         self.remarks: list[str] = []
@@ -185,23 +162,37 @@ class _Reader:
 
     def read(self, number: int, line: bytes) -> None:
         fields = self._checked(number, line)
-        kind = fields.get("kind")
         try:
-            if kind == "header" and number == 1:
-                self.header = header_of(fields)
-            elif kind == "round" and self.header is not None and fields["round"] == len(self.records):
-                self.records.append(_record(fields))
-                self.ended = False  # a forced resume may go on behind an end
-            elif kind == "remark":
-                self.remarks.append(fields["text"])
-            elif kind == "end" and fields["rounds"] == len(self.records):
+            self._take(number, fields.pop("kind", None), fields)
+        except ValueError as error:
+            raise RunError(f"{self._place(number)}: {error}; {self._sound()}") from error
+
+    def _take(self, number: int, kind: object, fields: dict[str, Any]) -> None:
+        if (kind == "header") != (number == 1):
+            raise ValueError(f"a line of kind {shorten(kind)} is not expected here")
+        match kind:
+            case "header":
+                self.header = read_strictly(Header, fields, self.version)
+            case "round":
+                self._take_round(read_strictly(RoundLine, fields, self.version))
+            case "remark":
+                self.remarks.append(read_strictly(RemarkLine, fields, self.version).text)
+            case "end" if read_strictly(EndLine, fields, self.version).rounds == len(self.records):
                 self.ended = True
-            else:
-                raise ValueError(f"a line of kind {kind!r} is not expected here")
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{self._place(number)}: {error}") from error
+            case _:
+                raise ValueError(f"a line of kind {shorten(kind)} is not expected here")
+
+    def _take_round(self, line: RoundLine) -> None:
+        assert self.header is not None, "the first line is the header"
+        if line.round != len(self.records):
+            raise ValueError(f"round: got {line.round}; needs {len(self.records)}, the one after the last")
+        if (fault := round_fault(line, self.header)) is not None:
+            raise ValueError(fault)
+        self.records.append(_record(line))
+        self.ended = False  # a forced resume may go on behind an end
 
     def _checked(self, number: int, line: bytes) -> dict[str, Any]:
+        """The fields of a line whose chain fits, without chain and format."""
         try:
             text = line.decode()
             fields = json.loads(text)
@@ -209,13 +200,10 @@ class _Reader:
             raise RunError(f"{self._place(number)}: it is not valid JSON ({error}); {self._sound()}") from error
         if not isinstance(fields, dict):
             raise RunError(f"{self._place(number)}: it is no JSON object; {self._sound()}")
-        if number == 1 and fields.get("format", FORMAT_VERSION) != FORMAT_VERSION:
-            raise RunError(
-                f"{self._place(number)}: journal format {fields['format']} was written by another version of fedmezo; "
-                f"this one reads format {FORMAT_VERSION}"
-            )
+        if number == 1:
+            self.version = known_version(fields.pop("format", None), self._place(number))
         chain = _chained(self.chain, text[:-_TAIL] + "}")
-        if text[-_TAIL:] != f'{_CHAIN_KEY}{chain}"}}':
+        if fields.pop("chain", None) != chain or text[-_TAIL:] != f'{_CHAIN_KEY}{chain}"}}':
             raise RunError(
                 f"{self._place(number)}: the line was changed, or a line before it is missing, doubled or out of order "
                 f"(its chain hash does not fit); {self._sound()}"
@@ -244,25 +232,19 @@ def _chained(previous: str, body: str) -> str:
     return hashlib.sha256((previous + body).encode()).hexdigest()[:_CHAIN_CHARACTERS]
 
 
-def header_fields(header: Header) -> dict[str, Any]:
-    """The header as JSON has it."""
-    fields = asdict(header)
-    fields["segments"] = [[segment.name, list(segment.shape)] for segment in header.segments]
-    return fields
+def known_version(version: object, place: str) -> int:
+    """The version of a format that this program reads.
 
-
-def header_of(fields: Mapping[str, Any]) -> Header:
-    """The inverse of `header_fields`; keys of the line itself are left out."""
-    known = {key: value for key, value in fields.items() if key not in ("kind", "format", "chain")}
-    return Header(**{**known, "segments": segments_of(known["segments"])})
-
-
-def segments_of(named_shapes: Sequence[tuple[str, Sequence[int]]]) -> tuple[Segment, ...]:
-    """Segments that lie one after the other from names and shapes."""
-    segments: list[Segment] = []
-    for name, shape in named_shapes:
-        segments.append(Segment(name, tuple(shape), segments[-1].stop if segments else 0))
-    return tuple(segments)
+    Raises:
+        RunError: it is another one.
+    """
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        read = f"formats 1 to {FORMAT_VERSION}" if FORMAT_VERSION > 1 else "format 1"
+        raise RunError(
+            f"{place}: journal format {shorten(version)} was written by another version of fedmezo; this one reads "
+            f"{read}"
+        )
+    return version
 
 
 def _record_fields(record: RoundRecord) -> dict[str, Any]:
@@ -282,17 +264,11 @@ def _contribution_fields(part: Contribution) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _record(fields: dict[str, Any]) -> RoundRecord:
+def _record(line: RoundLine) -> RoundRecord:
     return RoundRecord(
-        round=fields["round"],
-        cohort=tuple(fields["cohort"]),
-        contributions=tuple(_contribution(part) for part in fields["clients"]),
-        refusals=tuple(Refusal(**refusal) for refusal in fields["refused"]),
-        state_hash=fields["state_hash"],
+        round=line.round,
+        cohort=line.cohort,
+        contributions=tuple(Contribution(**dict(part)) for part in line.clients),
+        refusals=tuple(Refusal(**dict(refusal)) for refusal in line.refused),
+        state_hash=line.state_hash,
     )
-
-
-def _contribution(fields: dict[str, Any]) -> Contribution:
-    scalars = fields.pop("scalars", None)
-    decoded = None if scalars is None else decode_scalars(base64.b64decode(scalars, validate=True))
-    return Contribution(**fields, scalars=decoded)

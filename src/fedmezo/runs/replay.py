@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -18,11 +19,12 @@ from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.fingerprint import base_hash
 from fedmezo.models.hardware import DTYPES
 from fedmezo.models.loading import load_base
-from fedmezo.records import RoundRecord
+from fedmezo.records import RoundRecord, Segment
 from fedmezo.results.console import work_progress
 from fedmezo.runs.card import card_of_log, write_card
 from fedmezo.runs.directory import CONFIG_FILE
-from fedmezo.runs.journal import JOURNAL_FILE, Header, Journal, read_journal
+from fedmezo.runs.format import Header
+from fedmezo.runs.journal import JOURNAL_FILE, Journal, read_journal
 from fedmezo.runs.snapshots import load_snapshot, snapshots_of
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimate import Estimator
@@ -100,6 +102,7 @@ def open_model(header: Header, base: str, cache: str | None = None) -> CausalLM:
 
     Raises:
         ModelError: it cannot be loaded, or is not the base model that the header names.
+        RunError: its trainable tensors are not those that the header names.
     """
     model, _ = load_base(base, cache, DTYPES[header.dtype], torch.device("cpu"))
     found = base_hash(model)
@@ -108,7 +111,21 @@ def open_model(header: Header, base: str, cache: str | None = None) -> CausalLM:
             f"{base} is not the base model of this run: the hash of its weights in {header.dtype} is {found[:16]}, but "
             f"{header.base_hash[:16]} is needed (the run called it {header.base})"
         )
-    return CausalLM(model, header.adapter, header.seed)
+    tuned = CausalLM(model, header.adapter, header.seed)
+    if tuned.segments != header.segments:
+        raise RunError(
+            f"the adapter {header.adapter['adapter_method']} on {base} has other tensors than the run's: "
+            f"{_first_difference(tuned.segments, header.segments)}"
+        )
+    return tuned
+
+
+def _first_difference(here: Sequence[Segment], there: Sequence[Segment]) -> str:
+    for own, other in zip_longest(here, there):
+        if own != other:
+            shown = [f"{one.name} {list(one.shape)}" if one else "none" for one in (own, other)]
+            return f"{shown[0]} here, {shown[1]} in the run"
+    return "none"
 
 
 def require_scalars(header: Header, where: Path) -> None:

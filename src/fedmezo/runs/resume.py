@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,8 @@ from fedmezo.runs.directory import (
     read_environment,
 )
 from fedmezo.runs.experiment import Run, at_work, load_parts, start, train
-from fedmezo.runs.journal import JOURNAL_FILE, Header, Journal, JournalWriter, read_journal
+from fedmezo.runs.format import Header
+from fedmezo.runs.journal import JOURNAL_FILE, Journal, JournalWriter, read_journal
 from fedmezo.runs.placement import HERE, Placement
 from fedmezo.runs.snapshots import (
     delete_snapshots,
@@ -185,7 +185,8 @@ def _changes(this: Run, recorded: dict[str, Any], header: Header) -> list[str]:
     }
     then = {**recorded, "config": _as_read_now(recorded.get("config"))}
     found = differences(then, json.loads(json.dumps(present)), WITHOUT_CONSEQUENCE)
-    old, new = asdict(header), asdict(assemble.make_header(this.config, this.tuned, this.holdings, this.theta))
+    old = header.model_dump()
+    new = assemble.make_header(this.config, this.tuned, this.holdings, this.theta).model_dump()
     changed = [name for name in _CONTENTS if old[name] != new[name]]
     return found + [f"{_CONTENTS[name]}: {old[name][:16]} then, {new[name][:16]} now" for name in changed]
 

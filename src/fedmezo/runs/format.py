@@ -1,0 +1,223 @@
+"""What stands in a journal and in a published log: every field, what it may hold, and since which format version.
+
+To add a field to the header or to a round's line, add it here, marked `Since(n)`, with a default that says what older
+formats meant without it, and let `FORMAT_VERSION` be n. Reading, writing and what is said of a wrong value follow.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationError
+
+from fedmezo.config.document import shorten
+from fedmezo.config.schema import MAX_QUERIES, MAX_ROUNDS, MAX_SEED, MAX_STEPS, AdapterArgs, Allowed, Dtype, Protocol
+from fedmezo.config.strict import LONGEST_NAME, Client, Format, Hash, Name
+from fedmezo.records import Segment
+from fedmezo.zo.arithmetic import decode_scalars, encode_scalars, round_coefficient
+
+FORMAT_VERSION = 1
+"""Of the journal, and of the published log, whose header is the journal's; older ones are read."""
+
+LARGEST_FLOAT = 2.0**127
+"""Of a rate, and of a rate times a scalar: what moves theta must fit float32."""
+MOST_SEGMENTS = 1_000_000
+MOST_PARAMETERS = 2**40
+_LONGEST_TEXT = 1_000_000
+
+
+def _segments(value: Any) -> tuple[Segment, ...]:
+    """Segments that lie one after the other, from pairs of a name and a shape, or from themselves."""
+    if not isinstance(value, list | tuple) or not 0 < len(value) <= MOST_SEGMENTS:
+        raise ValueError(f"needs 1 to {MOST_SEGMENTS} pairs of a tensor's name and its shape")
+    segments: list[Segment] = []
+    for item in value:
+        start = segments[-1].stop if segments else 0
+        segment = item if isinstance(item, Segment) else _segment(item, start)
+        if segment.start != start or segment.stop > MOST_PARAMETERS:
+            raise ValueError(f"the tensors lie in no row of at most {MOST_PARAMETERS} elements")
+        segments.append(segment)
+    return tuple(segments)
+
+
+def _segment(item: Any, start: int) -> Segment:
+    match item:
+        case [str(name), list(shape)] if 0 < len(name) <= LONGEST_NAME and name.isprintable() and len(shape) <= 8:
+            if all(type(size) is int and 0 < size <= MOST_PARAMETERS for size in shape):
+                return Segment(name, tuple(shape), start)
+    raise ValueError("needs pairs of a tensor's name and its shape, such as ['a.weight', [8, 128]]")
+
+
+def _adapter(value: Any) -> dict[str, Any]:
+    """The adapter as configured; the rest of its keys are checked when it is attached."""
+    try:
+        args = AdapterArgs.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from error
+    if "adapter_method" not in args.model_fields_set:
+        raise ValueError("adapter_method: missing")
+    return dict(value)
+
+
+def _coefficient(value: float) -> float:
+    if round_coefficient(value) != value:
+        raise ValueError(f"{value!r} has more than 16 significant bits")
+    return value
+
+
+def _scalars(value: Any) -> Any:
+    """Scalars from base64 of little-endian bfloat16."""
+    if value is None or isinstance(value, tuple):  # as they are in memory
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"is no base64 of bfloat16 numbers: got {shorten(value)}")
+    try:
+        return decode_scalars(base64.b64decode(value, validate=True))
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"is no base64 of bfloat16 numbers: {error}") from error
+
+
+def _distinct(clients: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(clients)) < len(clients):
+        raise ValueError("names a client twice")
+    return clients
+
+
+Segments = Annotated[
+    tuple[Segment, ...],
+    PlainValidator(_segments),
+    PlainSerializer(lambda segments: [[segment.name, list(segment.shape)] for segment in segments]),
+    Allowed("a list of pairs of a tensor's name and its shape"),
+]
+Adapter = Annotated[dict[str, Any], PlainValidator(_adapter), Allowed("a mapping with adapter_method in it")]
+Coefficient = Annotated[float, Field(ge=0, le=LARGEST_FLOAT), AfterValidator(_coefficient)]
+Share = Annotated[float, Field(ge=0, le=1), AfterValidator(_coefficient)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Scalars = Annotated[
+    tuple[float, ...],
+    Field(max_length=MAX_STEPS * MAX_QUERIES, strict=False),
+    BeforeValidator(_scalars),
+    PlainSerializer(lambda scalars: base64.b64encode(encode_scalars(scalars)).decode()),
+    Allowed("base64 of finite bfloat16 numbers"),
+]
+
+
+class Header(Format):
+    """What replay needs besides the rounds and the base model itself, and what a resumed run must agree with."""
+
+    seed: int = Field(ge=0, le=MAX_SEED)
+    """The run's seed."""
+    rounds: int = Field(ge=1, le=MAX_ROUNDS)
+    """Rounds as planned; an early stop makes fewer."""
+    protocol: Protocol
+    """`scalars` or `weights`; only the first can be replayed."""
+    noise: Literal["gaussian", "rademacher"]
+    """Distribution of the directions."""
+    eps: float = Field(ge=2.0**-100, le=LARGEST_FLOAT)
+    """Perturbation scale."""
+    queries: int = Field(ge=1, le=MAX_QUERIES)
+    """Directions per step."""
+    base: Name
+    """Name of the base model, as configured."""
+    base_hash: Hash
+    """Of the base weights."""
+    dtype: Dtype
+    """Of the base weights."""
+    adapter: Adapter
+    """The PEFT method and its keys, as configured."""
+    theta_hash: Hash
+    """Of the initial theta."""
+    restored: bool
+    """Whether the initial theta came from a saved adapter instead of base model and seed."""
+    data_hash: Hash
+    """Of the encoded examples."""
+    partition_hash: Hash
+    """Of who holds which of them."""
+    segments: Segments
+    """Canonical order and shapes of the trainable tensors."""
+
+    @property
+    def num_parameters(self) -> int:
+        """The size d of theta."""
+        return self.segments[-1].stop
+
+
+class ContributionLine(Format):
+    """One client's part of a round; see `records.Contribution`."""
+
+    client: Client
+    rate: Coefficient
+    weight: Share
+    num_examples: Count
+    train_loss: float
+    skipped_steps: Count
+    scalars: Scalars | None = None
+    drift: Annotated[float | None, Field(ge=0), Allowed("a number of at least 0")] = None
+
+
+class RefusalLine(Format):
+    """A report that was not accepted, and why."""
+
+    client: Client
+    reason: Annotated[str, Field(max_length=_LONGEST_TEXT)]
+
+
+class RoundLine(Format):
+    """A closed round; see `records.RoundRecord`."""
+
+    round: int = Field(ge=0, lt=MAX_ROUNDS)
+    cohort: Annotated[
+        tuple[Client, ...], Field(strict=False), AfterValidator(_distinct), Allowed("a list of numbers of clients")
+    ]
+    clients: Annotated[tuple[ContributionLine, ...], Field(strict=False)]
+    refused: Annotated[tuple[RefusalLine, ...], Field(strict=False)]
+    state_hash: Hash
+
+
+class RemarkLine(Format):
+    """Something a later reader must know."""
+
+    text: Annotated[str, Field(max_length=_LONGEST_TEXT)]
+
+
+class EndLine(Format):
+    """The results were written."""
+
+    rounds: int = Field(ge=0, le=MAX_ROUNDS)
+
+
+class LogDocument(Format):
+    """What a published log says before its columns."""
+
+    header: Header
+    rounds: int = Field(ge=0, le=MAX_ROUNDS)
+    state_hash: Hash
+
+
+def round_fault(line: RoundLine, header: Header) -> str | None:
+    """What keeps a round from being one of a run; None if nothing does."""
+    members = [part.client for part in line.clients]
+    if len(set(members)) < len(members) or not set(members) <= set(line.cohort):
+        return "clients: each must be one of the cohort, and stand there once"
+    for part in line.clients:
+        fault = scalars_fault(part.rate, part.scalars, header)
+        if fault is not None:
+            return f"client {part.client}: {fault}"
+    return None
+
+
+def scalars_fault(rate: float, scalars: Sequence[float] | None, header: Header) -> str | None:
+    """What keeps a client's scalars from moving theta; None if nothing does."""
+    if (scalars is None) != (header.protocol != "scalars"):
+        return f"scalars belong to a run of the scalars protocol, and this one's is {header.protocol}"
+    if scalars is None:
+        return None
+    if len(scalars) > MAX_STEPS * header.queries:
+        return f"{len(scalars)} scalars are too many for {MAX_STEPS} steps"
+    if rate * max(map(abs, scalars), default=0.0) > LARGEST_FLOAT:
+        return "its rate and its scalars are too large to move theta"
+    return None
