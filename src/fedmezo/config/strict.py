@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, model_validator
 
 from fedmezo.config.describe import allowed, field_at
-from fedmezo.config.document import shorten
+from fedmezo.config.markup import shorten
 from fedmezo.config.schema import MAX_CLIENTS, Allowed, Section
 
 LONGEST_NAME = 4096

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationError
 
-from fedmezo.config.document import shorten
+from fedmezo.config.markup import shorten
 from fedmezo.config.schema import MAX_QUERIES, MAX_ROUNDS, MAX_SEED, MAX_STEPS, AdapterArgs, Allowed, Dtype, Protocol
 from fedmezo.config.strict import LONGEST_NAME, Client, Format, Hash, Name
 from fedmezo.records import Segment

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmezo.atomic import naming, read_whole, replacing
-from fedmezo.config.document import shorten
+from fedmezo.config.markup import shorten
 from fedmezo.config.strict import read_strictly
 from fedmezo.errors import RunError
 from fedmezo.records import Contribution, Refusal, RoundRecord
