@@ -20,7 +20,8 @@ from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.round import initial_state
 from fedmezo.models.lane_budget import peak_memory_of
 from fedmezo.records import RoundPlan
-from fedmezo.zo.estimate import Estimator
+from fedmezo.zo.estimators.protocol import Settings
+from fedmezo.zo.estimators.two_point import TwoPoint
 
 LANES = 6
 FEW, MANY = 3, 300
@@ -35,7 +36,7 @@ def main() -> None:
     model = common.adapted(common.base_model(options.shape, options.dtype, options.device), options.rank)
     model.use_lanes(LANES)
     dataset = synthetic(common.read_lengths(options), 10 * MANY, common.SHAPES[options.shape]["vocab_size"])
-    work = ZerothOrderClients(model, Estimator(common.EPS), 1, "scalars", LANES)
+    work = ZerothOrderClients(model, TwoPoint(Settings(common.EPS)), 1, "scalars", LANES)
     state = initial_state(model.flat())
     many = 30 if options.quick else MANY
     device = torch.device(options.device)

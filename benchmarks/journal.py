@@ -23,7 +23,8 @@ from fedmezo.runs.format import Header
 from fedmezo.runs.journal import JournalWriter
 from fedmezo.runs.log_file import PublishedLog, encode_log
 from fedmezo.zo.arithmetic import round_coefficient, round_scalar, state_hash
-from fedmezo.zo.estimate import Estimator
+from fedmezo.zo.estimators.protocol import Settings
+from fedmezo.zo.estimators.two_point import TwoPoint
 from fedmezo.zo.noise import noise_for
 
 ROUNDS, CLIENTS, STEPS = 500, 3, 30
@@ -60,7 +61,7 @@ def replay(name: str, num_parameters: int, records: list[RoundRecord]) -> None:
     """Seconds to apply rounds and hash the state after each."""
     theta = torch.zeros(num_parameters)
     noise = noise_for(HEADER.noise, 1000 * CLIENTS * STEPS * num_parameters, theta.device)  # as `fedmezo replay` does
-    estimator = Estimator(HEADER.eps, HEADER.queries, noise)
+    estimator = TwoPoint(Settings(HEADER.eps, HEADER.queries, noise))
     apply_scalars_(theta[:1000], records[0], HEADER.seed, estimator)  # the table of quantiles is made once
     rounds = max(1, 3_000_000 // num_parameters)
 

@@ -18,7 +18,8 @@ from benchmarks.step_time import InTurn, backward
 from fedmezo.federation.clients import ZerothOrderClients
 from fedmezo.models.lane_budget import longest_batch, peak_memory_of
 from fedmezo.records import ClientTask
-from fedmezo.zo.estimate import Estimator
+from fedmezo.zo.estimators.protocol import Settings
+from fedmezo.zo.estimators.two_point import TwoPoint
 
 MIB = 1 << 20
 LONGEST = 1000
@@ -45,7 +46,7 @@ def main() -> None:
     def step(lanes: int) -> None:
         model.use_lanes(lanes)
         tasks = [ClientTask(0, client, 1e-5) for client in range(max(1, lanes // 2))]
-        work = ZerothOrderClients(model, Estimator(common.EPS), 1, "scalars", lanes)
+        work = ZerothOrderClients(model, TwoPoint(Settings(common.EPS)), 1, "scalars", lanes)
         work.run(tasks, theta, "", {task.client: InTurn([longest], 1) for task in tasks})
 
     def back() -> None:

@@ -7,7 +7,7 @@ import torch
 from benchmarks import common
 from benchmarks.common import Row
 from fedmezo.zo.noise import GAUSSIAN, RADEMACHER, Noise
-from fedmezo.zo.replay import apply_, local_moves
+from fedmezo.zo.replay import Address, Pace, apply_, linear_moves
 
 STEPS, PARAMETERS = 90, 2_700_000
 
@@ -18,7 +18,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     steps = 9 if options.quick else STEPS
     theta = torch.zeros(PARAMETERS, device=options.device)
-    moves = local_moves(1, 0, 0, 1e-5, [0.5] * steps, queries=1)
+    moves = linear_moves(Pace(1e-5), [0.5] * steps, Address(1, 0, 0), directions=1)
     generator = torch.Generator(options.device).manual_seed(1)
 
     def with_torch_normal() -> None:

@@ -24,7 +24,8 @@ from benchmarks.common import Row
 from fedmezo.federation.clients import ZerothOrderClients
 from fedmezo.models.causal_lm import CausalLM
 from fedmezo.records import Batch, ClientTask
-from fedmezo.zo.estimate import Estimator
+from fedmezo.zo.estimators.protocol import Settings
+from fedmezo.zo.estimators.two_point import TwoPoint
 from fedmezo.zo.noise import Noise
 
 CLIENTS = 3
@@ -78,7 +79,7 @@ def rounds(plain: CausalLM, ours: CausalLM, compiled: CausalLM, data: InTurn) ->
 
     def zeroth_order(model: CausalLM, lanes: int, index: int) -> None:
         model.use_lanes(lanes)
-        estimator = Estimator(common.EPS, noise=Noise(compiled=model.compiled))
+        estimator = TwoPoint(Settings(common.EPS, noise=Noise(compiled=model.compiled)))
         work = ZerothOrderClients(model, estimator, 1, "scalars", lanes)
         tasks = [ClientTask(index, client, 1e-5) for client in range(CLIENTS)]
         for group in [tasks] if lanes > 1 else [[task] for task in tasks]:

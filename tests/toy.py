@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from fedmezo.records import Batch, Segment
+from fedmezo.zo.estimators.protocol import Settings
+from fedmezo.zo.estimators.two_point import TwoPoint
+from fedmezo.zo.local import FlatThetas, LocalThetas
+from fedmezo.zo.noise import Noise
 
 SHAPES = ((2, 3), (4,))
 SIZE = 10
@@ -18,6 +22,10 @@ def toy_segments() -> tuple[Segment, ...]:
     return (Segment("a", SHAPES[0], 0), Segment("b", SHAPES[1], 6))
 
 
+def two_point(eps: float = 1e-3, queries: int = 1, noise: Noise | None = None, clip: float = 0.0) -> TwoPoint:
+    return TwoPoint(Settings(eps, queries, noise or Noise(), clip))
+
+
 def toy_batch(*examples: int) -> Batch:
     ids = torch.tensor([[example] for example in examples])
     return Batch(ids, torch.ones_like(ids), ids)
@@ -25,7 +33,7 @@ def toy_batch(*examples: int) -> Batch:
 
 @dataclass
 class Quadratic:
-    """L(theta; e) = 0.5 sum_i s_i (theta_i - t_i(e))^2, averaged over the batch; implements `Differentiable`."""
+    """L(theta; e) = 0.5 sum_i s_i (theta_i - t_i(e))^2, averaged over the batch: `Differentiable` and `Tunable`."""
 
     live: Tensor = field(default_factory=lambda: torch.zeros(SIZE, requires_grad=True))
     calls: list[int] = field(default_factory=list)  # lanes of each call of `losses`
@@ -44,6 +52,9 @@ class Quadratic:
     def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
         self.calls.append(len(thetas))
         return torch.stack([self.loss(theta, batch) for theta, batch in zip(thetas, batches, strict=True)]).detach()
+
+    def local_thetas(self, theta: Tensor, members: int, noise: Noise, copies: int) -> LocalThetas:
+        return FlatThetas(self, theta, members, noise, copies)
 
     def example_losses(self, theta: Tensor, batch: Batch) -> list[float]:
         return [float(self.loss(theta, toy_batch(int(row)))) for row in batch.input_ids]

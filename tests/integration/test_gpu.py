@@ -12,7 +12,7 @@ from fedmezo.models.loading import load_base
 from fedmezo.records import Batch
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.noise import Noise, Purpose, Stream
-from fedmezo.zo.replay import apply_, local_moves
+from fedmezo.zo.replay import Address, Pace, apply_, linear_moves
 from tests.integration.test_architectures import METHODS, batch_of, directories, moved
 
 __all__ = ["directories"]  # a fixture
@@ -28,7 +28,7 @@ def test_directions_and_replay_have_the_bits_of_the_cpu(noise: str, compiled: bo
     streams = [Stream(7, Purpose.DIRECTION, round=1, client=client) for client in range(2)]
     expected = Noise(noise).directions(streams, 3, SIZE)
     assert torch.equal(Noise(noise, compiled).directions(streams, 3, SIZE, "cuda").cpu(), expected)
-    moves = local_moves(7, 0, 0, 1e-3, [0.5, -3.0, 17.0], queries=1)
+    moves = linear_moves(Pace(1e-3), [0.5, -3.0, 17.0], Address(7, 0, 0), directions=1)
     theta = torch.linspace(-1, 1, SIZE)
     on_gpu = apply_(theta.clone().cuda(), moves, Noise(noise, compiled))
     assert state_hash(on_gpu) == state_hash(apply_(theta, moves, Noise(noise)))

@@ -16,8 +16,7 @@ from fedmezo.federation.clients import ZerothOrderClients
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.rates import RateStrategy
 from fedmezo.federation.round import Federation, close_round_, initial_state, plan_round
-from fedmezo.zo.estimate import Estimator
-from tests.toy import SIZE, Quadratic, ToyData, toy_segments
+from tests.toy import SIZE, Quadratic, ToyData, toy_segments, two_point
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "one_round.py"
 
@@ -43,10 +42,10 @@ def test_five_rounds_agree_to_the_bit(example: ModuleType, seed: int) -> None:
         min_clients=3,
         equal_weights=False,
         strategy=RateStrategy("frozen", rate, 0.0),
-        rules=ReportRules("scalars", Estimator(eps=eps), 4, SIZE),
+        rules=ReportRules("scalars", two_point(eps=eps), 4, SIZE),
         segments=toy_segments(),
     )
-    work = ZerothOrderClients(model, Estimator(eps=eps), seed, "scalars", lanes=3)
+    work = ZerothOrderClients(model, two_point(eps=eps), seed, "scalars", lanes=3)
     engine = Simulation(work, data, Downlink("scalars", SIZE, derivable=True), group_size=3)
 
     def loss(theta: Any, batch: Any) -> float:

@@ -41,6 +41,8 @@ from fedmezo.studies.calibrate import (
     step_in_words,
 )
 from fedmezo.zo.calibration import Burst, GradientError, StepMoments, largest_rate
+from fedmezo.zo.local import FlatThetas, LocalThetas
+from fedmezo.zo.noise import Noise
 
 SIZE = 60
 EXAMPLES = 40
@@ -65,6 +67,9 @@ class Bowl:
     def example_losses(self, theta: Tensor, batch: Batch) -> list[float]:
         self.calls += 1
         return (theta.square().sum() / 2 + self.offsets[batch.input_ids[:, 0]] @ theta + 10).tolist()
+
+    def local_thetas(self, theta: Tensor, members: int, noise: Noise, copies: int) -> LocalThetas:
+        return FlatThetas(self, theta, members, noise, copies)
 
     def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
         pairs = zip(thetas, batches, strict=True)

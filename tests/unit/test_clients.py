@@ -7,14 +7,13 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from fedmezo.federation import clients
 from fedmezo.federation.clients import FirstOrderClients, ZerothOrderClients
 from fedmezo.federation.optimizers import OptimizerFactory
 from fedmezo.records import ClientData, ClientTask, Report
-from fedmezo.zo.estimate import Estimator, projected_gradient
+from fedmezo.zo import local
 from fedmezo.zo.noise import Noise
-from fedmezo.zo.replay import apply_, direction_stream, local_moves
-from tests.toy import SIZE, Quadratic, ToyData
+from fedmezo.zo.replay import Address, Pace, apply_, linear_moves
+from tests.toy import SIZE, Quadratic, ToyData, two_point
 
 SEED = 11
 DATA: Mapping[int, ClientData] = {client: ToyData(client) for client in range(3)}
@@ -27,7 +26,7 @@ def theta() -> torch.Tensor:
 def zeroth(
     model: Quadratic, protocol: str = "scalars", lanes: int = 1, decay: float = 0.0, **estimator: float
 ) -> ZerothOrderClients:
-    return ZerothOrderClients(model, Estimator(**estimator), SEED, protocol, lanes, decay)  # type: ignore[arg-type]  # ints and floats by name
+    return ZerothOrderClients(model, two_point(**estimator), SEED, protocol, lanes, decay)  # type: ignore[arg-type]  # ints and floats by name
 
 
 def run(work: ZerothOrderClients | FirstOrderClients, members: tuple[int, ...] = (0, 1, 2)) -> list[Report]:
@@ -41,21 +40,24 @@ def run(work: ZerothOrderClients | FirstOrderClients, members: tuple[int, ...] =
 def test_a_directional_derivative_is_estimated_to_second_order() -> None:
     model = Quadratic()
     batch = DATA[0].batches(2)[0]
-    z = Noise("gaussian").directions([direction_stream(SEED, 2, 0, 0, 0)], 0, SIZE)[0]
+    z = Noise("gaussian").directions([Address(SEED, 2, 0).stream(0)], 0, SIZE)[0]
     exact = torch.func.jvp(lambda t: model.loss(t, batch), (theta().double(),), (z.double(),))[1]
     for eps in (1e-1, 1e-2):
-        estimator = Estimator(eps=eps)
-        step = estimator.step_size
+        estimator = two_point(eps=eps)
+        step = estimator.settings.step_size
         plus, minus = (float(model.loss(theta().double() + s * z.double(), batch)) for s in (step, -step))
-        g = projected_gradient(plus, minus, estimator)
-        assert g == pytest.approx(float(exact), rel=2**-8)  # a quadratic has no third order: only bfloat16's rounding
+        scalars = estimator.scalars([plus, minus])
+        assert scalars is not None
+        assert scalars[0] == pytest.approx(
+            float(exact), rel=2**-8
+        )  # a quadratic has no third order: only bfloat16's rounding
 
 
 def test_the_estimate_is_unbiased() -> None:
     model, batch, draws = Quadratic(), DATA[0].batches(2)[0], 20_000
     point = theta().double().requires_grad_()
     (gradient,) = torch.autograd.grad(model.loss(point, batch), point)
-    streams = [direction_stream(SEED, 0, 0, step, 0) for step in range(draws)]
+    streams = [Address(SEED, 0, 0).stream(step) for step in range(draws)]
     z = Noise("gaussian").directions(streams, 0, SIZE).double()
     mean = (z @ gradient)[:, None].mul(z).mean(0)
     # the variance of z_i (z.g) is |g|^2 + g_i^2, so five standard errors are
@@ -73,7 +75,7 @@ def test_the_scalars_replay_to_the_clients_own_theta(noise: str, queries: int) -
         assert one.scalars is not None
         assert other.update is not None
         assert len(one.scalars) == 4 * queries
-        moves = local_moves(SEED, 2, one.client, 0.01, one.scalars, queries)
+        moves = linear_moves(Pace(0.01), one.scalars, Address(SEED, 2, one.client), queries)
         assert torch.equal(apply_(theta(), moves, Noise(noise)) - theta(), other.update)
 
 
@@ -166,7 +168,7 @@ def test_clients_leave_torchs_generator_alone() -> None:
 @pytest.mark.parametrize("noise", ["gaussian", "rademacher"])
 def test_directions_too_large_to_keep_are_generated_again(noise: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = run(zeroth(Quadratic(), "weights", queries=2, noise=Noise(noise)))  # type: ignore[arg-type]  # as above
-    monkeypatch.setattr(clients, "KEPT_BYTES", 0)
+    monkeypatch.setattr(local, "KEPT_BYTES", 0)
     again = run(zeroth(Quadratic(), "weights", queries=2, noise=Noise(noise)))  # type: ignore[arg-type]
     for one, other in zip(kept, again, strict=True):
         assert one.update is not None

@@ -10,8 +10,7 @@ import torch
 from fedmezo.federation.clients import FirstOrderClients, ZerothOrderClients
 from fedmezo.federation.optimizers import OptimizerFactory
 from fedmezo.records import ClientTask, Report
-from fedmezo.zo.estimate import Estimator
-from tests.toy import SIZE, Quadratic, ToyData
+from tests.toy import SIZE, Quadratic, ToyData, two_point
 
 START = torch.linspace(-1, 1, SIZE)
 RATE, MU = 0.05, 3.0
@@ -41,12 +40,12 @@ def test_first_order_clients_minimise_the_loss_with_the_proximal_term(clip: floa
 
 def test_zeroth_order_clients_are_pulled_back_by_rate_times_mu() -> None:
     """A clip below the smallest coefficient leaves the pull alone; from the round's own state it does nothing."""
-    still = ZerothOrderClients(Quadratic(), Estimator(clip=1e-30), 5, "weights", proximal=MU)
+    still = ZerothOrderClients(Quadratic(), two_point(clip=1e-30), 5, "weights", proximal=MU)
     assert all(report.update is not None and not report.update.any() for report in reports_of(still))
 
 
 def test_the_pull_shortens_the_way_of_zeroth_order_clients_step_by_step() -> None:
-    free = ZerothOrderClients(Quadratic(), Estimator(eps=1e-2), 5, "weights")
+    free = ZerothOrderClients(Quadratic(), two_point(eps=1e-2), 5, "weights")
     first = [one_step(free, client) for client in range(2)]
     assert all(
         torch.equal(a, b)

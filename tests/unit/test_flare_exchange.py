@@ -33,9 +33,8 @@ from fedmezo.machines.site import Loaded, Site
 from fedmezo.machines.worker import serve_one
 from fedmezo.records import RoundRecord
 from fedmezo.zo.arithmetic import state_hash
-from fedmezo.zo.estimate import Estimator
 from fedmezo.zo.noise import Noise
-from tests.toy import SIZE, Quadratic, ToyData, toy_segments
+from tests.toy import SIZE, Quadratic, ToyData, toy_segments, two_point
 
 pytest.importorskip("nvflare")
 
@@ -43,7 +42,7 @@ from fedmezo.machines.flare.server_relay import Line
 
 CLIENTS = 3
 SEED = 11
-ESTIMATOR = Estimator(eps=0.01, queries=1, noise=Noise("gaussian"), clip=0.0)
+ESTIMATOR = two_point(eps=0.01, queries=1, noise=Noise("gaussian"), clip=0.0)
 THETA = torch.linspace(-1.0, 1.0, SIZE)
 BASE_HASH = "ab" * 32
 

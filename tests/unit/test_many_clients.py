@@ -19,8 +19,7 @@ from fedmezo.federation.round import ServerState
 from fedmezo.models.lane_budget import peak_memory_of
 from fedmezo.records import Batch, RoundPlan
 from fedmezo.zo.arithmetic import state_hash
-from fedmezo.zo.estimate import Estimator
-from tests.toy import SIZE, Quadratic
+from tests.toy import SIZE, Quadratic, two_point
 
 LANES = 6
 CPU = torch.device("cpu")
@@ -60,7 +59,7 @@ def a_round(model: Quadratic, clients: int, steps: int) -> None:
         client: Shard(dataset, np.arange(client, EXAMPLES, clients), 1, client, Schedule(1, batches=steps), CPU)
         for client in range(clients)
     }
-    work = ZerothOrderClients(model, Estimator(), 1, "scalars", LANES)
+    work = ZerothOrderClients(model, two_point(), 1, "scalars", LANES)
     engine = Simulation(work, shards, Downlink("scalars", SIZE, derivable=True), group_size=LANES // 2)
     state = ServerState(0, theta, state_hash(theta), {})
     result = engine.run_round(RoundPlan(0, tuple(range(clients)), (1e-3,) * clients), state)

@@ -12,9 +12,18 @@ from torch import Tensor
 
 from fedmezo.zo import replay
 from fedmezo.zo.arithmetic import decode_scalars, encode_scalars, round_coefficient, round_scalar, state_hash
-from fedmezo.zo.estimate import Estimator, perturb, projected_gradient
 from fedmezo.zo.noise import Noise
-from fedmezo.zo.replay import Move, apply_, apply_range_, direction_stream, local_moves, update_from_zero
+from fedmezo.zo.replay import (
+    Address,
+    Move,
+    Pace,
+    apply_,
+    apply_range_,
+    linear_moves,
+    perturb,
+    running_sizes,
+    update_from_zero,
+)
 
 finite = st.floats(-1e30, 1e30, allow_subnormal=False)
 
@@ -58,7 +67,7 @@ def some_theta(size: int = 5000) -> Tensor:
 
 def some_moves(noise_scale: float = 1e-3) -> list[Move]:
     g = torch.randn(12, generator=torch.Generator().manual_seed(2))
-    return local_moves(7, 2, 1, noise_scale, [round_scalar(float(x)) for x in g], queries=3)
+    return linear_moves(Pace(noise_scale), [round_scalar(float(x)) for x in g], Address(7, 2, 1), directions=3)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "rademacher"])
@@ -101,34 +110,39 @@ def test_an_update_from_zero_is_the_sum_of_the_moves() -> None:
 
 
 def test_moves_carry_step_query_and_their_share() -> None:
-    moves = local_moves(5, 3, 2, 0.25, [1.0, -2.0, 0.5, 4.0], queries=2, first_step=10)
-    assert [move.stream for move in moves] == [
-        direction_stream(5, 3, 2, s, q) for s, q in ((10, 0), (10, 1), (11, 0), (11, 1))
-    ]
+    address = Address(5, 3, 2)
+    moves = linear_moves(Pace(0.25), [1.0, -2.0, 0.5, 4.0], address, directions=2)
+    assert [move.stream for move in moves] == [address.stream(s, q) for s, q in ((0, 0), (0, 1), (1, 0), (1, 1))]
     assert [move.coefficient for move in moves] == [0.125, -0.25, 0.0625, 0.5]
+    assert linear_moves(Pace(0.25), [1.0, -2.0, 0.5, 4.0], address, directions=2, from_step=1) == moves[2:]
+
+
+@pytest.mark.parametrize("size", [0.0, 0.25])
+def test_a_scale_free_rate_knows_no_unit_of_the_scalars(size: float) -> None:
+    """Scalars and what came before them in units 1024 times as large lead to the same place."""
+    address, scalars = Address(5, 3, 2), [0.5, -2.0, 0.25, 4.0, 0.0, 0.0]
+    moves = linear_moves(Pace(0.25, size), scalars, address, directions=2)
+    assert linear_moves(Pace(0.25, 1024 * size), [1024 * g for g in scalars], address, directions=2) == moves
+    assert linear_moves(Pace(0.25, size), scalars[:4], address, directions=2) == moves[:4]  # the future has no say
+    square = size**2
+    for step in range(3):
+        own = (scalars[2 * step] ** 2 + scalars[2 * step + 1] ** 2) / 2
+        square = 0.95 * square + 0.05 * own if square else own
+        expected = [round_coefficient(0.125 * g / math.sqrt(square)) for g in scalars[2 * step : 2 * step + 2]]
+        assert [move.coefficient for move in moves[2 * step : 2 * step + 2]] == pytest.approx(expected, rel=2**-15)
+
+
+def test_no_scalar_and_no_history_is_no_move() -> None:
+    assert running_sizes(0.0, [0.0, 0.0], 1) == [0.0, 0.0]
+    assert [move.coefficient for move in linear_moves(Pace(1.0, 0.0), [0.0], Address(1, 0, 0), 1)] == [0.0]
 
 
 def test_a_zero_scalar_moves_nothing() -> None:
-    assert torch.equal(apply_(some_theta(), local_moves(1, 0, 0, 1.0, [0.0, -0.0], 1), Noise("gaussian")), some_theta())
+    moves = linear_moves(Pace(1.0), [0.0, -0.0], Address(1, 0, 0), directions=1)
+    assert torch.equal(apply_(some_theta(), moves, Noise("gaussian")), some_theta())
 
 
 def test_the_state_hash_is_over_little_endian_float32() -> None:
     theta = torch.tensor([1.0, -2.5, 3e-9])
     assert state_hash(theta) == hashlib.sha256(struct.pack("<3f", *theta.tolist())).hexdigest()
     assert state_hash(theta[::2]) == hashlib.sha256(struct.pack("<2f", *theta[::2].tolist())).hexdigest()
-
-
-def test_projected_gradients() -> None:
-    estimator = Estimator(eps=0.1)
-    step = round_coefficient(0.1)
-    assert projected_gradient(2.0, 1.0, estimator) == round_scalar(1.0 / (2 * step))
-    assert projected_gradient(2.0, 1.0, Estimator(eps=0.1, clip=3.0)) == 3.0
-    assert projected_gradient(1.0, 2.0, Estimator(eps=0.1, clip=3.0)) == -3.0
-    assert projected_gradient(math.nan, 1.0, estimator) is None
-    assert projected_gradient(1.0, math.inf, estimator) is None
-
-
-@pytest.mark.parametrize("arguments", [{"eps": 0.0}, {"eps": -1.0}, {"queries": 0}, {"queries": 256}, {"clip": -1.0}])
-def test_an_estimator_that_cannot_work_is_refused(arguments: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="must"):
-        Estimator(**arguments)  # type: ignore[arg-type]  # one dict, mixed types

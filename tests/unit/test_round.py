@@ -25,16 +25,15 @@ from fedmezo.federation.round import (
 )
 from fedmezo.records import ClientTask, Report, RoundPlan, RoundRecord
 from fedmezo.zo.arithmetic import state_hash
-from fedmezo.zo.estimate import Estimator
 from fedmezo.zo.noise import Noise
-from fedmezo.zo.replay import direction_stream, local_moves, update_from_zero
-from tests.toy import SIZE, Quadratic, ToyData, toy_segments
+from fedmezo.zo.replay import Address, Pace, linear_moves, update_from_zero
+from tests.toy import SIZE, Quadratic, ToyData, toy_segments, two_point
 
 SEED = 5
 
 
 def federation(protocol: str = "scalars", strategy: str = "frozen", clients: int = 3, **changes: int) -> Federation:
-    estimator = Estimator(eps=1e-2, queries=2)
+    estimator = two_point(eps=1e-2, queries=2)
     plain = Federation(
         seed=SEED,
         num_clients=clients,
@@ -137,7 +136,7 @@ def test_replay_is_the_weighted_sum_of_the_moves_in_float64() -> None:
     total = sum(report.num_examples for report in reports)
     for report in reports:
         for index, g in enumerate(report.scalars or ()):
-            stream = direction_stream(SEED, 0, report.client, index // 2, index % 2)
+            stream = Address(SEED, 0, report.client).stream(index // 2, index % 2)
             z = Noise("gaussian").directions([stream], 0, SIZE)[0].double()
             expected -= report.num_examples / total * 0.01 * g / 2 * z
     after, _ = close_round_(chosen, state, plan, reports)
@@ -149,9 +148,9 @@ def test_one_client_with_one_step_is_a_mezo_step() -> None:
     """MeZO as its paper writes it, with the same direction."""
     model, eps, rate = Quadratic(), 1e-2, 0.01
     chosen = federation(clients=1)
-    chosen = replace(chosen, rules=ReportRules("scalars", Estimator(eps=eps), 1, SIZE))
+    chosen = replace(chosen, rules=ReportRules("scalars", two_point(eps=eps), 1, SIZE))
     data = {0: ToyData(0, num_batches=1, num_examples=2)}
-    work = ZerothOrderClients(model, Estimator(eps=eps), SEED, "scalars")
+    work = ZerothOrderClients(model, two_point(eps=eps), SEED, "scalars")
     state = start()
     theta = state.theta.clone()
     plan = plan_round(chosen, state)
@@ -162,7 +161,7 @@ def test_one_client_with_one_step_is_a_mezo_step() -> None:
         Simulation(work, data, Downlink("scalars", SIZE, derivable=True)).run_round(plan, state).reports,
     )
 
-    z = Noise("gaussian").directions([direction_stream(SEED, 0, 0, 0, 0)], 0, SIZE)[0].float()
+    z = Noise("gaussian").directions([Address(SEED, 0, 0).stream(0)], 0, SIZE)[0].float()
     batch = data[0].batches(0)[0]
     g = (float(model.loss(theta + eps * z, batch)) - float(model.loss(theta - eps * z, batch))) / (2 * eps)
     # ours rounds g to bfloat16 (2^-9), eps and the coefficient to 16 bits; float32 losses differ by 2^-24 / eps
@@ -264,7 +263,11 @@ def test_drift_is_summed_over_tensors_and_the_same_from_scalars_and_updates() ->
     parts = records[0].contributions
     updates = [
         update_from_zero(
-            local_moves(SEED, 0, p.client, p.rate, p.scalars or (), 2), Noise("gaussian"), 0, SIZE, torch.device("cpu")
+            linear_moves(Pace(p.rate), p.scalars or (), Address(SEED, 0, p.client), 2),
+            Noise("gaussian"),
+            0,
+            SIZE,
+            torch.device("cpu"),
         )
         for p in parts
     ]

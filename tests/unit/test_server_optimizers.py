@@ -19,8 +19,7 @@ from fedmezo.federation.rates import RateStrategy
 from fedmezo.federation.round import Federation, ServerState, close_round_, initial_state, plan_round
 from fedmezo.federation.server_optimizers import Moments, ServerOptimizer, server_step_
 from fedmezo.runs.snapshots import load_moments, load_snapshot, save_snapshot
-from fedmezo.zo.estimate import Estimator
-from tests.toy import SIZE, Quadratic, ToyData, toy_segments
+from tests.toy import SIZE, Quadratic, ToyData, toy_segments, two_point
 
 DELTAS = [torch.sin(torch.arange(SIZE) * (k + 1.3)) * 10.0 ** (-k) for k in range(4)]
 START = torch.linspace(-1, 1, SIZE)
@@ -79,7 +78,7 @@ def test_a_step_leaves_delta_and_the_old_moments_alone(method: str) -> None:
 
 
 def rounds(server: ServerOptimizer, number: int, state: ServerState | None = None) -> ServerState:
-    estimator = Estimator(eps=1e-2)
+    estimator = two_point(eps=1e-2)
     federation = Federation(
         seed=5, num_clients=3, cohort_size=3, min_clients=1, equal_weights=False,
         strategy=RateStrategy("frozen", 0.01, 0.0), rules=ReportRules("weights", estimator, 4, SIZE),

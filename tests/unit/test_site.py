@@ -22,11 +22,10 @@ from fedmezo.federation.messages import CatchUp, decode_report, encode_task
 from fedmezo.machines.site import Loaded, Site
 from fedmezo.records import ClientTask, Contribution, RoundRecord
 from fedmezo.zo.arithmetic import state_hash
-from fedmezo.zo.estimate import Estimator
 from fedmezo.zo.noise import Noise
-from tests.toy import SIZE, Quadratic, ToyData
+from tests.toy import SIZE, Quadratic, ToyData, two_point
 
-ESTIMATOR = Estimator(eps=0.01, queries=1, noise=Noise("gaussian"), clip=0.0)
+ESTIMATOR = two_point(eps=0.01, queries=1, noise=Noise("gaussian"), clip=0.0)
 THETA = torch.linspace(-1.0, 1.0, SIZE)
 BASE_HASH = "ab" * 32
 SETUP = Setup(1, 0, BASE_HASH, state_hash(THETA), {})

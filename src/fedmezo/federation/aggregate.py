@@ -11,14 +11,11 @@ from torch import Tensor
 
 from fedmezo.records import Contribution, Refusal, Report, RoundPlan, RoundRecord, Segment
 from fedmezo.zo.arithmetic import round_coefficient, round_scalar
-from fedmezo.zo.estimate import Estimator
-from fedmezo.zo.replay import apply_, local_moves, update_from_zero
+from fedmezo.zo.estimators.protocol import Estimator
+from fedmezo.zo.replay import Address, Move, Pace, apply_, update_from_zero
 
 SCALARS = "scalars"
 WEIGHTS = "weights"
-
-LARGEST_LOSS_CHANGE = 100.0
-"""In nats per token. No perturbation changes a usable loss by more: a larger scalar is absurd and refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +72,12 @@ def _fault(report: Report, plan: RoundPlan, state_hash: str, rules: ReportRules)
 def _scalars_fault(scalars: tuple[float, ...] | None, rules: ReportRules) -> str | None:
     if scalars is None or rules.estimator is None:
         return "it carries no scalars"
-    queries = rules.estimator.queries
-    if rules.steps is not None and len(scalars) != rules.steps * queries:
-        return f"it carries {len(scalars)} scalars, not {rules.steps * queries}"
-    if not scalars or len(scalars) % queries:
-        return f"it carries {len(scalars)} scalars, not a multiple of the {queries} queries of a step"
-    limit = round_scalar(rules.estimator.clip or LARGEST_LOSS_CHANGE / (2 * rules.estimator.eps))
+    directions = rules.estimator.directions
+    if rules.steps is not None and len(scalars) != rules.steps * directions:
+        return f"it carries {len(scalars)} scalars, not {rules.steps * directions}"
+    if not scalars or len(scalars) % directions:
+        return f"it carries {len(scalars)} scalars, not a multiple of the {directions} directions of a step"
+    limit = round_scalar(rules.estimator.largest)
     for index, g in enumerate(scalars):
         if not math.isfinite(g):
             return f"scalar {index} is {g}"
@@ -113,11 +110,19 @@ def apply_scalars_(theta: Tensor, record: RoundRecord, seed: int, estimator: Est
     moves = [
         move
         for part in record.contributions
-        for move in local_moves(
-            seed, record.round, part.client, part.weight * part.rate, part.scalars or (), estimator.queries
-        )
+        for move in moves_of(part, record.round, seed, estimator, part.weight * part.rate)
     ]
-    return apply_(theta, moves, estimator.noise)
+    return apply_(theta, moves, estimator.settings.noise)
+
+
+def moves_of(part: Contribution, round_index: int, seed: int, estimator: Estimator, scale: float) -> list[Move]:
+    """The moves of a client's reported steps: at its rate they are its own, at weight x rate its share."""
+    return estimator.moves(Pace(scale), part.scalars or (), address_of(seed, round_index, part.client))
+
+
+def address_of(seed: int, round_index: int, client: int) -> Address:
+    """Where the directions of a client's round are: each client has its own."""
+    return Address(seed, round_index, client)
 
 
 def apply_updates_(theta: Tensor, contributions: Sequence[Contribution], updates: Sequence[Tensor]) -> Tensor:
@@ -144,13 +149,10 @@ def drifts_of_scalars(
     device: torch.device,
 ) -> list[float]:
     """`drifts_of_updates` where the updates are regenerated, one tensor of the model at a time."""
-    moves = [
-        local_moves(seed, round_index, part.client, part.rate, part.scalars or (), estimator.queries)
-        for part in contributions
-    ]
-    totals = [0.0] * len(contributions)
+    moves = [moves_of(part, round_index, seed, estimator, part.rate) for part in contributions]
+    noise, totals = estimator.settings.noise, [0.0] * len(contributions)
     for segment in segments:
-        updates = [update_from_zero(m, estimator.noise, segment.start, segment.stop, device) for m in moves]
+        updates = [update_from_zero(m, noise, segment.start, segment.stop, device) for m in moves]
         _add_distances(totals, updates)
     return totals
 

@@ -11,21 +11,19 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fedmezo.federation.aggregate import WEIGHTS
+from fedmezo.federation.aggregate import WEIGHTS, address_of
 from fedmezo.federation.optimizers import OptimizerFactory
-from fedmezo.records import Batch, ClientData, ClientTask, Differentiable, Report, Trainable
-from fedmezo.zo.estimate import Estimator, perturb, projected_gradient
+from fedmezo.records import Batch, ClientData, ClientTask, Differentiable, Report
+from fedmezo.zo.estimators.protocol import Estimator
+from fedmezo.zo.local import LocalThetas, Probe, Tunable
 from fedmezo.zo.noise import Purpose, Stream, words
-from fedmezo.zo.replay import Move, apply_, direction_stream, local_moves
-
-BYTES_PER_ELEMENT = 2
-KEPT_BYTES = 64 << 20
-"""With one lane, directions of a step that take more are not kept: theta and one copy are all that is in memory."""
+from fedmezo.zo.replay import Address, Pace
 
 
 class ClientWork(Protocol):
@@ -49,8 +47,9 @@ class ClientWork(Protocol):
 class _LocalRun:
     """One zeroth-order client in the middle of its round."""
 
+    member: int  # its place in the group
     task: ClientTask
-    theta: Tensor  # (d,), this client's own
+    address: Address  # of its directions
     batches: Sequence[Batch]
     scalars: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # of each step that was not skipped
@@ -59,21 +58,22 @@ class _LocalRun:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Probe:
-    """One direction of one client's step."""
+class _Step:
+    """The next step of one client."""
 
     run: _LocalRun
-    stream: Stream
+    index: int
     batch: Batch
+    probes: Sequence[Probe]
 
 
 @dataclass(frozen=True, slots=True)
 class ZerothOrderClients:
-    """Clients that take MeZO steps: two forward passes per direction, no gradient.
+    """Clients whose steps take forward passes alone, no gradient.
 
     Args:
         model: what is tuned.
-        estimator: eps, queries, noise and clip.
+        estimator: which losses a step asks for, and where they lead.
         seed: run seed.
         protocol: `scalars` or `weights`, that is, what is reported.
         lanes: perturbed copies of theta in memory at a time, and evaluated in one call of the model.
@@ -81,7 +81,7 @@ class ZerothOrderClients:
         proximal: mu of FedProx: each step pulls theta by rate x mu towards where the round began; `weights` only.
     """
 
-    model: Trainable
+    model: Tunable
     estimator: Estimator
     seed: int
     protocol: str
@@ -93,107 +93,57 @@ class ZerothOrderClients:
         self, tasks: Sequence[ClientTask], theta: Tensor, state_hash: str, data: Mapping[int, ClientData]
     ) -> list[Report]:
         """Run the group in lock-step, one local step of every client after the other; see `ClientWork.run`."""
-        device = self.model.device
-        runs = [_LocalRun(task, theta.to(device, copy=True), data[task.client].batches(task.round)) for task in tasks]
-        rows = min(self.lanes, 2 * self.estimator.queries * len(runs))
-        copies = torch.empty(rows, len(theta), device=device)  # where perturbed copies are made
-        origin = theta.to(device) if self.proximal else None
-        probes = self._probes(runs, 0)
-        while probes:
-            probes = self._step_(runs, probes, copies, origin)
-        return [self._report(run, theta, state_hash) for run in runs]
+        addresses = [address_of(self.seed, task.round, task.client) for task in tasks]
+        runs = [
+            _LocalRun(member, task, address, data[task.client].batches(task.round))
+            for member, (task, address) in enumerate(zip(tasks, addresses, strict=True))
+        ]
+        thetas = self.model.local_thetas(theta, len(runs), self.estimator.settings.noise, self.lanes)
+        steps = self._steps(runs, 0)
+        while steps:
+            steps = self._walk_(thetas, runs, steps)
+        return [self._report(run, thetas, state_hash) for run in runs]
 
-    def _step_(
-        self, runs: Sequence[_LocalRun], probes: Sequence[_Probe], copies: Tensor, origin: Tensor | None
-    ) -> list[_Probe]:
-        """One step of each client that has one left; returns the next one's probes.
+    def _walk_(self, thetas: LocalThetas, runs: Sequence[_LocalRun], steps: Sequence[_Step]) -> list[_Step]:
+        """Take one step of each client that has one left; returns the next ones.
 
         These, and so their batches, are made while a GPU is at work on the losses. It is waited for once, to read them.
         """
-        z = self._kept_directions(probes)
-        losses = self._probe_losses(probes, z, copies)
-        coming = self._probes(runs, probes[0].stream.step + 1)
-        plus_minus = [(plus, minus) for plus, minus in losses.view(-1, 2).tolist()]
-        queries = self.estimator.queries
-        for first in range(0, len(probes), queries):
-            rows = slice(first, first + queries)
-            self._update_(probes[first], None if z is None else z[rows], plus_minus[rows], origin)
+        members = [step.run.member for step in steps for _ in step.probes]
+        losses = thetas.losses(members, [probe for step in steps for probe in step.probes])
+        coming = self._steps(runs, steps[0].index + 1)
+        values = iter(losses.tolist())
+        for step in steps:
+            self._move_(thetas, step, list(islice(values, len(step.probes))))
         return coming
 
-    def _probes(self, runs: Sequence[_LocalRun], step: int) -> list[_Probe]:
-        """The directions of a step, client by client, with their batches."""
-        probes = []
+    def _steps(self, runs: Sequence[_LocalRun], index: int) -> list[_Step]:
+        """The steps of this number, of each client that has so many, with their batches."""
+        steps = []
         for run in runs:
-            if step < len(run.batches):
-                task, batch = run.task, run.batches[step]
-                streams = [
-                    direction_stream(self.seed, task.round, task.client, step, query)
-                    for query in range(self.estimator.queries)
-                ]
-                probes += [_Probe(run, stream, batch) for stream in streams]
-        return probes
+            if index < len(run.batches):
+                batch = run.batches[index]
+                steps.append(_Step(run, index, batch, self.estimator.probes(run.address, index, batch)))
+        return steps
 
-    def _kept_directions(self, probes: Sequence[_Probe]) -> Tensor | None:
-        """The directions of a step, (probes, d), generated once for both signs and the update.
-
-        None where a single copy of theta is all that there is room for: then each use generates them by chunks.
-        """
-        theta = probes[0].run.theta
-        if self.lanes == 1 and len(probes) * len(theta) * BYTES_PER_ELEMENT > KEPT_BYTES:
-            return None
-        return self.estimator.noise.directions([probe.stream for probe in probes], 0, len(theta), theta.device)
-
-    def _probe_losses(self, probes: Sequence[_Probe], z: Tensor | None, copies: Tensor) -> Tensor:
-        """The losses at theta + eps z and theta - eps z of each probe, (2 probes,)."""
-        eps = self.estimator.step_size
-        signed = [(index, amount) for index in range(len(probes)) for amount in (eps, -eps)]
-        losses = []
-        for first in range(0, len(signed), len(copies)):
-            some = signed[first : first + len(copies)]
-            for copy, (index, amount) in zip(copies, some, strict=False):
-                self._perturb_(copy, probes[index], None if z is None else z[index], amount)
-            losses.append(self.model.losses(copies[: len(some)], [probes[index].batch for index, _ in some]))
-        return torch.cat(losses)
-
-    def _perturb_(self, copy: Tensor, probe: _Probe, z: Tensor | None, amount: float) -> None:
-        """Make `copy` theta + amount z."""
-        if z is None:
-            apply_(copy.copy_(probe.run.theta), [Move(probe.stream, -amount)], self.estimator.noise)
-        else:
-            perturb(probe.run.theta, z, amount, out=copy)
-
-    def _update_(
-        self, probe: _Probe, z: Tensor | None, pairs: Sequence[tuple[float, float]], origin: Tensor | None
-    ) -> None:
-        """theta_i -= c(rate, g) z for each query; a step with a loss that is not finite is skipped whole.
-
-        `probe` is the client's first in this step, `origin` (d,) where the round began, for FedProx.
-        """
-        run = probe.run
-        gradients = [projected_gradient(plus, minus, self.estimator) for plus, minus in pairs]
-        finite = [g for g in gradients if g is not None]
-        if len(finite) < len(gradients):
+    def _move_(self, thetas: LocalThetas, step: _Step, losses: Sequence[float]) -> None:
+        """Move a client's theta as its losses say; a step with a loss that is not finite is skipped whole."""
+        run, task = step.run, step.run.task
+        scalars = self.estimator.scalars(losses)
+        if scalars is None:
             run.skipped_steps += 1
-            run.scalars += [0.0] * len(gradients)
+            run.scalars += [0.0] * self.estimator.directions
             return
-        run.num_examples += probe.batch.num_examples
-        run.scalars += finite
-        run.losses.append(sum(plus + minus for plus, minus in pairs) / (2 * len(pairs)))
-        task = run.task
+        run.num_examples += step.batch.num_examples
+        run.scalars += scalars
+        run.losses.append(self.estimator.train_loss(losses))
         if self.weight_decay:
-            run.theta.mul_(1 - task.rate * self.weight_decay)
-        if origin is not None:
-            run.theta.sub_(run.theta - origin, alpha=task.rate * self.proximal)
-        moves = local_moves(
-            self.seed, task.round, task.client, task.rate, finite, len(finite), first_step=probe.stream.step
-        )
-        if z is None:
-            apply_(run.theta, moves, self.estimator.noise)
-        else:
-            for move, row in zip(moves, z, strict=True):
-                run.theta.sub_(row, alpha=move.coefficient)
+            thetas.shrink_(run.member, 1 - task.rate * self.weight_decay)
+        if self.proximal:
+            thetas.pull_(run.member, task.rate * self.proximal)
+        thetas.move_(run.member, self.estimator.moves(Pace(task.rate), run.scalars, run.address, from_step=step.index))
 
-    def _report(self, run: _LocalRun, theta: Tensor, state_hash: str) -> Report:
+    def _report(self, run: _LocalRun, thetas: LocalThetas, state_hash: str) -> Report:
         as_update = self.protocol == WEIGHTS
         return Report(
             round=run.task.round,
@@ -203,7 +153,7 @@ class ZerothOrderClients:
             train_loss=_mean(run.losses),
             skipped_steps=run.skipped_steps,
             scalars=None if as_update else tuple(run.scalars),
-            update=run.theta.to(theta.device).sub_(theta) if as_update else None,
+            update=thetas.take_update(run.member) if as_update else None,
         )
 
 

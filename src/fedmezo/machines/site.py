@@ -30,7 +30,7 @@ from fedmezo.federation.joining import (
 from fedmezo.federation.messages import CatchUp, decode_task, encode_report
 from fedmezo.records import ClientData, ClientTask, Report
 from fedmezo.zo.arithmetic import state_hash
-from fedmezo.zo.estimate import Estimator
+from fedmezo.zo.estimators.protocol import Estimator
 
 logger = logging.getLogger(__name__)
 

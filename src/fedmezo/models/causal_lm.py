@@ -17,10 +17,12 @@ from fedmezo.models.flat import FlatParameters
 from fedmezo.models.label_loss import choose_path
 from fedmezo.models.lanes import EagerForward, LaneForward, base_of, laned_losses, spread, with_lanes
 from fedmezo.records import Batch, Segment
+from fedmezo.zo.local import FlatThetas, LocalThetas
+from fedmezo.zo.noise import Noise
 
 
 class CausalLM:
-    """Implements `records.Differentiable` for a base model with a PEFT adapter.
+    """Implements `records.Differentiable` and `zo.local.Tunable` for a base model with a PEFT adapter.
 
     Args:
         base: a frozen causal language model; the adapter is built into it.
@@ -70,6 +72,10 @@ class CausalLM:
                 for first in range(0, len(thetas), self.lanes)
             ]
             return torch.cat(means) if means else torch.empty(0)
+
+    def local_thetas(self, theta: Tensor, members: int, noise: Noise, copies: int) -> LocalThetas:
+        """A flat vector for each client of a group; see `zo.local.Tunable`."""
+        return FlatThetas(self, theta, members, noise, copies)
 
     def use_lanes(self, lanes: int) -> list[str]:
         """Take the losses of up to so many thetas in one forward pass; returns what the user should be told.

@@ -37,7 +37,8 @@ from fedmezo.results.console import work_progress
 from fedmezo.runs.directory import environment
 from fedmezo.runs.format import Header
 from fedmezo.zo.arithmetic import state_hash
-from fedmezo.zo.estimate import Estimator
+from fedmezo.zo.estimators.protocol import Estimator, Settings
+from fedmezo.zo.estimators.two_point import TwoPoint
 from fedmezo.zo.noise import Noise, Purpose, Stream, compiles, noise_for, words
 from fedmezo.zo.signal import Signal, find_sound_eps
 
@@ -180,7 +181,7 @@ def _planned_directions(config: Config) -> int:
 def make_estimator(config: Config, model: CausalLM) -> Estimator:
     """The zeroth-order clients' estimator."""
     zo = config.train.zo
-    return Estimator(zo.eps, zo.queries, _make_noise(config, model), zo.clip)
+    return TwoPoint(Settings(zo.eps, zo.queries, _make_noise(config, model), zo.clip))
 
 
 def _make_noise(config: Config, model: CausalLM) -> Noise:

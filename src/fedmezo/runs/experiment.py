@@ -240,7 +240,7 @@ def _training(
         evaluation=_evaluation_plan(this),
         save_freq=config.federate.save_freq,
         keep_initial=restored,
-        forward_passes_per_batch=2 * estimator.queries if estimator else 1,
+        forward_passes_per_batch=estimator.passes if estimator else 1,
         journal=journal,
         sinks=sinks,
         state=state,

@@ -27,7 +27,8 @@ from fedmezo.runs.format import Header
 from fedmezo.runs.journal import JOURNAL_FILE, Journal, read_journal
 from fedmezo.runs.snapshots import load_snapshot, snapshots_of
 from fedmezo.zo.arithmetic import state_hash
-from fedmezo.zo.estimate import Estimator
+from fedmezo.zo.estimators.protocol import Estimator, Settings
+from fedmezo.zo.estimators.two_point import TwoPoint
 from fedmezo.zo.noise import noise_for
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def replaying_estimator(header: Header, records: Sequence[RoundRecord], theta: T
     """The run's estimator, as it moves theta (d,) through the rounds on the device that theta is on."""
     directions = sum(len(part.scalars or ()) for record in records for part in record.contributions)
     noise = noise_for(header.noise, directions * len(theta), theta.device)
-    return Estimator(header.eps, header.queries, noise)
+    return TwoPoint(Settings(header.eps, header.queries, noise))
 
 
 def open_model(header: Header, base: str, cache: str | None = None) -> CausalLM:

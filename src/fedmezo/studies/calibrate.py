@@ -45,8 +45,8 @@ from fedmezo.zo.calibration import (
     split_errors,
     step_moments,
 )
-from fedmezo.zo.estimate import perturb
 from fedmezo.zo.noise import MAX_ROUNDS, MAX_SEED, SERVER, Noise, Purpose, Stream, permutation
+from fedmezo.zo.replay import perturb
 from fedmezo.zo.signal import DIRECTIONS, LARGEST_NOISE, STEP_RATIO, Signal, measure_signal
 
 SMALLEST_EPS, EPS_TRIED = 1e-4, 12

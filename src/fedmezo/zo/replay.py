@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from fedmezo.zo.noise import Noise, Purpose, Stream, chunk_of
 DIRECTIONS_AT_ONCE = 256
 """Bounds the memory of short vectors, where many directions are generated in one call."""
 
+KEPT_OF_SIZE = 0.95
+"""How much of the running mean square of the scalars stays from one step to the next."""
+
 
 @dataclass(frozen=True, slots=True)
 class Move:
@@ -23,32 +27,81 @@ class Move:
     coefficient: float
 
 
-def direction_stream(seed: int, round_index: int, client: int, step: int, query: int) -> Stream:
-    """The address of one probe's direction."""
-    return Stream(seed, Purpose.DIRECTION, round_index, client, step, query)
-
-
-def local_moves(
-    seed: int, round_index: int, client: int, scale: float, scalars: Sequence[float], queries: int, first_step: int = 0
-) -> list[Move]:
-    """The moves of one client's steps: coefficient c = round16(scale g / q), in the order step, query.
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the directions of a client's round are.
 
     Args:
         seed: run seed.
-        round_index: the round.
-        client: the client.
-        scale: its rate for its own steps; weight x rate for its share in the average.
-        scalars: g of each step and query, step by step.
-        queries: directions per step, q.
-        first_step: step of the first scalar.
+        round: the round.
+        owner: whose directions they are: the streams' client word.
     """
-    return [
-        Move(
-            direction_stream(seed, round_index, client, first_step + i // queries, i % queries),
-            round_coefficient(scale * g / queries),
-        )
-        for i, g in enumerate(scalars)
-    ]
+
+    seed: int
+    round: int
+    owner: int
+
+    def stream(self, step: int, query: int = 0) -> Stream:
+        """The direction of one query of a step."""
+        return Stream(self.seed, Purpose.DIRECTION, self.round, self.owner, step, query)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How far a client goes along a direction for a scalar of 1.
+
+    Args:
+        rate: of its own steps; weight x rate for its share in the average.
+        size: where the rate is scale-free, the root mean square of the scalars before the round, 0 if there were none:
+            every scalar is then divided by its running value.
+    """
+
+    rate: float
+    size: float | None = None
+
+
+def linear_moves(
+    pace: Pace, scalars: Sequence[float], address: Address, directions: int, from_step: int = 0
+) -> list[Move]:
+    """Moves along the directions of each step in proportion to its scalars, in the order step, query.
+
+    The coefficient is c = round16(rate s / n), or with a scale-free rate round16(rate s / n / size of that step).
+
+    Args:
+        pace: how far to go.
+        scalars: of the client's round so far, step by step.
+        address: where the directions are.
+        directions: of a step, n.
+        from_step: leave out the moves of the steps before it.
+    """
+    sizes = None if pace.size is None else running_sizes(pace.size, scalars, directions)
+    moves = []
+    for i in range(from_step * directions, len(scalars)):
+        step, query = divmod(i, directions)
+        value = pace.rate * scalars[i] / directions
+        if sizes is not None:
+            value = value / sizes[step] if sizes[step] else 0.0
+        moves.append(Move(address.stream(step, query), round_coefficient(value)))
+    return moves
+
+
+def running_sizes(size: float, scalars: Sequence[float], directions: int) -> list[float]:
+    """The running root mean square of the scalars after each step, in float64: v <- b v + (1 - b) mean s^2.
+
+    Source: MEAZO (arXiv 2605.03869). What comes first, `size` or else the first step, stands for all before it.
+    """
+    square = size * size
+    sizes = []
+    for first in range(0, len(scalars), directions):
+        own = sum(s * s for s in scalars[first : first + directions]) / directions
+        square = KEPT_OF_SIZE * square + (1 - KEPT_OF_SIZE) * own if square else own
+        sizes.append(math.sqrt(square))
+    return sizes
+
+
+def perturb(theta: Tensor, z: Tensor, amount: float, out: Tensor | None = None) -> Tensor:
+    """Theta + amount z (d,), in `out` or a new tensor; theta is float32, z bfloat16, and the product is exact."""
+    return torch.add(theta, z, alpha=amount, out=out)
 
 
 def apply_(theta: Tensor, moves: Sequence[Move], noise: Noise) -> Tensor:

@@ -20,8 +20,8 @@ from torch import Tensor
 from fedmezo.errors import TrainingError
 from fedmezo.records import Batch, Trainable
 from fedmezo.zo.arithmetic import round_coefficient
-from fedmezo.zo.estimate import perturb
 from fedmezo.zo.noise import SERVER, Noise, Purpose, Stream
+from fedmezo.zo.replay import perturb
 
 DIRECTIONS = 16
 """Directions of a measurement: a standard deviation from so many is right to about a fifth."""

@@ -1,0 +1,1 @@
+"""How a client estimates its gradient from losses alone: a family of estimators behind one protocol."""
