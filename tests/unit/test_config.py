@@ -673,7 +673,8 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
         "3 problems in the configuration",
         "c.yaml: data.type: missing; needs NAME or NAME@llm, for example alpaca@llm or mine.jsonl@llm",
         "c.yaml: federate.client_num: missing; needs a whole number from 1 to 4294967296",
-        "c.yaml: model.type: missing; needs NAME or NAME@huggingface_llm, NAME being on the hub or a local folder or file",
+        "c.yaml: model.type: missing; needs NAME or NAME@huggingface_llm, NAME being on the hub or a local folder "
+        "or file",
     ])  # fmt: skip
 
 
@@ -706,7 +707,8 @@ seed: 2
         "8 problems in the configuration",
         "c.yaml:2: federate.client_num: got 'three'; needs a whole number from 1 to 4294967296",
         "c.yaml:7: data.splits: is [0.8, 0.3, 0.1], whose sum is 1.2; needs three numbers of at least 0 that sum to 1",
-        "c.yaml:8: model.type: missing; needs NAME or NAME@huggingface_llm, NAME being on the hub or a local folder or file",
+        "c.yaml:8: model.type: missing; needs NAME or NAME@huggingface_llm, NAME being on the hub or a local folder "
+        "or file",
         "c.yaml:10: train.optimizer.type: is Adam; mezotrainer is SGD: remove the key, or set trainer.type: "
         "llmtrainer",
         "c.yaml:12: seed: given twice, first in line 11; keep one",

@@ -84,7 +84,9 @@ def test_a_package_that_is_not_there_is_said_with_how_to_get_it(name: str) -> No
         load(f"package:{name}/x.gguf")
 
 
-def test_a_file_on_the_hub_is_taken_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: Path) -> None:
+def test_a_file_on_the_hub_is_taken_from_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: Path
+) -> None:
     revision = "a" * 40
     repository = tmp_path / "models--owner--tiny"
     (repository / "refs").mkdir(parents=True)
@@ -114,7 +116,7 @@ def test_a_folder_with_a_gguf_file_names_it(plain: Path) -> None:
 def test_a_truncated_file_is_said_to_be_one(tmp_path: Path, plain: Path, share: float) -> None:
     content = plain.read_bytes()
     (tmp_path / "cut.gguf").write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ModelError, match="ends too early or is damaged.*fetch it again"):
+    with pytest.raises(ModelError, match=r"ends too early or is damaged.*fetch it again"):
         load(tmp_path / "cut.gguf")
 
 

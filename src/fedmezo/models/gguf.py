@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-from transformers.integrations.gguf import read_gguf_metadata
+from transformers.integrations.gguf import read_gguf_metadata  # type: ignore[attr-defined]  # is not in its __all__
 
 from fedmezo.data.parse import what_instead_of_data
 from fedmezo.errors import ModelError
