@@ -1,25 +1,19 @@
-"""metrics.jsonl reads back what was written; TensorBoard and Weights & Biases get the same numbers."""
+"""metrics.jsonl reads back what was written."""
 
 import json
 import math
-import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fedmezo.errors import ConfigError, RunError
+from fedmezo.errors import RunError
 from fedmezo.results.metrics import (
     EVENT_AND_UNIT,
     METRICS_FILE,
     Metric,
     MetricsFile,
-    TensorBoard,
-    WeightsAndBiases,
     _line,
     _parse,
     cut_after,
@@ -168,133 +162,4 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_metrics(tmp_path / METRICS_FILE)
     assert str(error.value) == (
         f"{tmp_path}/metrics.jsonl: no such file; is {tmp_path} the directory of a run that has started?"
-    )
-
-
-def scalars(run_dir: Path, tag: str) -> list[tuple[int, float]]:
-    events = EventAccumulator(str(run_dir / "tensorboard"))
-    events.Reload()
-    return [(event.step, event.value) for event in events.Scalars(tag)]
-
-
-def test_tensorboard_gets_each_series_against_the_round(tmp_path: Path) -> None:
-    sink = TensorBoard(tmp_path)
-    sink.write(three_rounds())
-    sink.close()
-    assert scalars(tmp_path, "val_loss/all") == [(0, 2.5), (2, 2.125)]
-    assert scalars(tmp_path, "bytes_up/all") == [(1, 67)]
-    assert scalars(tmp_path, "train_loss/client_0") == [(1, 2.375), (2, 2.25)]
-
-
-def test_tensorboard_hides_the_rounds_that_a_resume_repeats(tmp_path: Path) -> None:
-    sink = TensorBoard(tmp_path)
-    sink.write(three_rounds())
-    sink.close()
-    resumed = TensorBoard(tmp_path, hide_after=1)
-    resumed.write([measured("val_loss", 2.0, round_index=2)])
-    resumed.close()
-    assert scalars(tmp_path, "val_loss/all") == [(0, 2.5), (2, 2.0)]
-    assert scalars(tmp_path, "train_loss/client_0") == [(1, 2.375)]
-
-
-class StubRun:
-    """Stands for a W&B run: keeps what it is given."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.settings = settings
-        self.step_metric: dict[str, str] = {}
-        self.logged: list[dict[str, float]] = []
-        self.finished = False
-
-    def define_metric(self, name: str, step_metric: str) -> None:
-        self.step_metric[name] = step_metric
-
-    def log(self, values: dict[str, float]) -> None:
-        self.logged.append(values)
-
-    def finish(self) -> None:
-        self.finished = True
-
-
-@pytest.fixture
-def wandb_runs(monkeypatch: pytest.MonkeyPatch) -> list[StubRun]:
-    runs: list[StubRun] = []
-
-    def init(**settings: Any) -> StubRun:
-        runs.append(StubRun(**settings))
-        return runs[-1]
-
-    module = ModuleType("wandb")
-    module.init = init  # type: ignore[attr-defined]  # a stub module has no declared attributes
-    monkeypatch.setitem(sys.modules, "wandb", module)
-    return runs
-
-
-def wandb_sink(run_dir: Path, **changes: Any) -> WeightsAndBiases:
-    settings: dict[str, Any] = {
-        "name_user": "me",
-        "name_project": "mine",
-        "online_track": True,
-        "client_train_info": True,
-    } | changes
-    return WeightsAndBiases(run_dir, {"seed": 1}, **settings)
-
-
-def test_wandb_is_told_the_keys_of_the_config(tmp_path: Path, wandb_runs: list[StubRun]) -> None:
-    wandb_sink(tmp_path, name_user="").close()
-    (run,) = wandb_runs
-    assert run.settings["entity"] is None
-    assert run.settings["project"] == "mine"
-    assert run.settings["name"] == tmp_path.name
-    assert run.settings["config"] == {"seed": 1}
-    assert run.step_metric == {"*": "round"}
-    assert run.finished
-
-
-def test_wandb_online_track_logs_each_round_as_it_comes(tmp_path: Path, wandb_runs: list[StubRun]) -> None:
-    sink = wandb_sink(tmp_path)
-    sink.write(three_rounds()[:3])
-    assert wandb_runs[0].logged == [
-        {"round": 0, "val_loss/all": 2.5},
-        {"round": 1, "train_loss/client_0": 2.375, "bytes_up/all": 67},
-    ]
-
-
-def test_wandb_without_online_track_logs_at_the_end(tmp_path: Path, wandb_runs: list[StubRun]) -> None:
-    sink = wandb_sink(tmp_path, online_track=False)
-    sink.write(three_rounds())
-    assert wandb_runs[0].logged == []
-    sink.close()
-    assert [row["round"] for row in wandb_runs[0].logged] == [0, 1, 2]
-
-
-def test_wandb_without_client_train_info_leaves_the_clients_training_out(
-    tmp_path: Path, wandb_runs: list[StubRun]
-) -> None:
-    sink = wandb_sink(tmp_path, client_train_info=False)
-    sink.write([*three_rounds(), measured("val_loss", 2.1, round_index=2, client=0)])
-    assert wandb_runs[0].logged == [
-        {"round": 0, "val_loss/all": 2.5},
-        {"round": 1, "bytes_up/all": 67},
-        {"round": 2, "val_loss/all": 2.125, "val_loss/client_0": 2.1},
-    ]
-
-
-def test_a_resumed_wandb_run_repeats_the_earlier_rounds_in_the_same_group(
-    tmp_path: Path, wandb_runs: list[StubRun]
-) -> None:
-    wandb_sink(tmp_path).close()
-    wandb_sink(tmp_path, earlier=three_rounds()[:1]).close()
-    first, second = wandb_runs
-    assert second.logged == [{"round": 0, "val_loss/all": 2.5}]
-    assert first.settings["group"] == second.settings["group"]
-
-
-def test_wandb_that_is_not_installed_is_a_config_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError) as error:
-        wandb_sink(tmp_path)
-    assert str(error.value) == (
-        "wandb.use is True, but Weights & Biases is not installed: "
-        "run `pip install 'fedmezo[wandb]'` or set wandb.use=False"
     )

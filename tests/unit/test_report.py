@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from fedmezo.config import flatten
 from fedmezo.errors import RunError
 from fedmezo.results.metrics import MetricsFile, measured
-from fedmezo.results.report import Run, compare, flatten, labels_of, read_run, write_report
+from fedmezo.results.report import Run, compare, labels_of, read_run, write_report
 
 CONFIG: dict[str, Any] = {
     "outdir": "runs",

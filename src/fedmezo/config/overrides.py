@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedmezo.config.document import Document, Keys, Place, Problem, dotted, is_position, parse
@@ -72,3 +72,14 @@ def _step(parent: dict[str, Any] | list[Any], key: str) -> Any:
     if not (is_position(key) and int(key) < len(parent)):
         raise LookupError(f"{key} is no position in a list of {len(parent)}, which counts from 0")
     return int(key)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping as one of dotted keys, in the same order."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

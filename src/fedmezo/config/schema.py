@@ -413,6 +413,17 @@ class Wandb(Section):
     """Send each client's training metrics too, not only those over all clients."""
 
 
+class Mlflow(Section):
+    """MLflow, an optional extra."""
+
+    use: bool = False
+    """Send the metrics there."""
+    tracking_uri: str = ""
+    """A server's address, or a database such as sqlite:///mlflow.db; empty is what MLflow takes by itself."""
+    experiment: str = "fedmezo"
+    """The experiment there, made if it does not exist."""
+
+
 class Config(Section):
     """A run's configuration, complete and consistent."""
 
@@ -442,6 +453,7 @@ class Config(Section):
     trainer: Trainer = Trainer()
     eval: Eval = Eval()
     wandb: Wandb = Wandb()
+    mlflow: Mlflow = Mlflow()
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""What is measured during a run, and where it is written: metrics.jsonl, TensorBoard, Weights & Biases.
+"""What is measured during a run, and the file that holds it: metrics.jsonl.
 
 `metrics.jsonl` holds one JSON object per line with the keys event, round, client, name, value, unit in this order.
 Round 0 is the model before training; client is null for a figure over all clients. A value that is not finite is
@@ -22,23 +22,19 @@ written as null, since JSON has no word for it, and read back as NaN; every othe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 import os
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from fedmezo.atomic import naming, replacing
-from fedmezo.errors import ConfigError, RunError
+from fedmezo.errors import RunError
 
 METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
 
 EVENT_AND_UNIT = {
     "train_loss": ("train", "nats/token"),
@@ -73,7 +69,7 @@ class Metric:
 
     @property
     def tag(self) -> str:
-        """Name in TensorBoard and Weights & Biases, such as `val_loss/all` or `train_loss/client_0`."""
+        """Name in TensorBoard and the other trackers, such as `val_loss/all` or `train_loss/client_0`."""
         return f"{self.name}/all" if self.client is None else f"{self.name}/client_{self.client}"
 
 
@@ -116,111 +112,6 @@ class MetricsFile:
         """Close the file."""
         with naming(self._path):
             self._file.close()
-
-
-class TensorBoard:
-    """Writes TensorBoard event files, the round as the step.
-
-    Args:
-        run_dir: the run directory; the files go to its folder `tensorboard`.
-        hide_after: on resume, the last round that counts; TensorBoard hides what earlier files hold of later rounds.
-    """
-
-    def __init__(self, run_dir: Path, hide_after: int | None = None) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        self._event, self._summary = Event, Summary
-        self._writer = EventFileWriter(str(run_dir / TENSORBOARD_FOLDER))
-        if hide_after is not None:
-            start = SessionLog(status=SessionLog.START)
-            self._writer.add_event(Event(wall_time=time.time(), step=hide_after + 1, session_log=start))
-
-    def write(self, metrics: Sequence[Metric]) -> None:
-        """Write one event for each round among the metrics."""
-        for round_index, group in _by_round(metrics):
-            values = [self._summary.Value(tag=metric.tag, simple_value=metric.value) for metric in group]
-            summary = self._summary(value=values)
-            self._writer.add_event(self._event(wall_time=time.time(), step=round_index, summary=summary))
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Close the event file."""
-        self._writer.close()
-
-
-class WeightsAndBiases:
-    """Logs to Weights & Biases, the round as the step, as the keys `wandb.*` of the reference ask.
-
-    The history of a W&B run only grows, so a resumed run opens a new one in the same group and repeats there what
-    counts of the rounds before.
-
-    Args:
-        run_dir: the run directory; W&B keeps its files there and its name is the run's.
-        config: the resolved configuration, shown beside the curves.
-        name_user: the W&B entity; empty for the default one of the account.
-        name_project: the W&B project; empty for W&B's own default.
-        online_track: log each round when it ends (True) or everything when the run ends (False).
-        client_train_info: log the training metrics of each client too, not only those over all.
-        earlier: on resume, the metrics that still count.
-
-    Raises:
-        ConfigError: the package wandb is not installed.
-    """
-
-    def __init__(
-        self,
-        run_dir: Path,
-        config: Mapping[str, Any],
-        *,
-        name_user: str,
-        name_project: str,
-        online_track: bool,
-        client_train_info: bool,
-        earlier: Sequence[Metric] = (),
-    ) -> None:
-        try:
-            import wandb
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                "wandb.use is True, but Weights & Biases is not installed: "
-                "run `pip install 'fedmezo[wandb]'` or set wandb.use=False"
-            ) from error
-        self._online_track = online_track
-        self._client_train_info = client_train_info
-        self._held: list[Metric] = []
-        self._run = wandb.init(
-            entity=name_user or None,
-            project=name_project or None,
-            name=run_dir.name,
-            group=_group(run_dir),
-            dir=str(run_dir),
-            config=dict(config),
-        )
-        self._run.define_metric("*", step_metric="round")
-        self.write(earlier)
-
-    def write(self, metrics: Sequence[Metric]) -> None:
-        """Log the metrics now, or keep them for `close`."""
-        wanted = [metric for metric in metrics if self._wants(metric)]
-        if self._online_track:
-            self._log(wanted)
-        else:
-            self._held += wanted
-
-    def close(self) -> None:
-        """Log what was kept and end the W&B run."""
-        self._log(self._held)
-        self._held = []
-        self._run.finish()
-
-    def _wants(self, metric: Metric) -> bool:
-        return self._client_train_info or metric.event != "train" or metric.client is None
-
-    def _log(self, metrics: Sequence[Metric]) -> None:
-        for round_index, group in _by_round(metrics):
-            self._run.log({"round": round_index} | {metric.tag: metric.value for metric in group})
 
 
 def read_metrics(path: Path) -> list[Metric]:
@@ -283,12 +174,3 @@ def _fits(key: str, value: object) -> bool:
     if value is None:
         return key == "client"
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _by_round(metrics: Sequence[Metric]) -> Iterable[tuple[int, Iterable[Metric]]]:
-    return groupby(metrics, key=lambda metric: metric.round)
-
-
-def _group(run_dir: Path) -> str:
-    """Same for every resumption of a run, different for runs of one name in different folders."""
-    return f"{run_dir.name}-{hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:8]}"

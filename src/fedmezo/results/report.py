@@ -6,7 +6,7 @@ Reads config.yaml and metrics.jsonl only, so a run can be reported while it runs
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from fedmezo.atomic import replacing
+from fedmezo.config import flatten
 from fedmezo.config.document import read
 from fedmezo.errors import RunError
 from fedmezo.results.metrics import METRICS_FILE, Metric, read_metrics
@@ -25,7 +26,7 @@ CONFIG_FILE = "config.yaml"
 REPORT_PICTURE, REPORT_PAGE = "report.png", "report.html"
 COMPARISON_PICTURE, COMPARISON_PAGE = "comparison.png", "comparison.html"
 
-UNTOLD_KEYS = ("outdir", "expname", "wandb", "federate.save_to", "federate.restore_from", "verbose")
+UNTOLD_KEYS = ("outdir", "expname", "wandb", "mlflow", "federate.save_to", "federate.restore_from", "verbose")
 """Keys, or sections, that may differ between runs without saying what the runs are."""
 MAX_KEYS_IN_LABEL = 4
 
@@ -141,17 +142,6 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
     if len(set(labels)) == len(labels) and all(labels):
         return labels
     return [f"{run.name} ({label})" if label else run.name for run, label in zip(runs, labels, strict=True)]
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping as one of dotted keys, in the same order."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -15,15 +15,16 @@ from types import FrameType
 from rich.console import Console
 from torch import Tensor
 
-from fedmezo.config import Config
+from fedmezo.config import Config, flatten
 from fedmezo.errors import INTERRUPTED, ConfigError, DataError, ModelError, RunError, StorageError
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.round import ServerState, initial_state
 from fedmezo.models.generate import answers
 from fedmezo.records import RoundRecord
 from fedmezo.results.console import RoundProgress, RunLog, Sample, show_partition, show_samples, show_summary
-from fedmezo.results.metrics import METRICS_FILE, Metric, MetricsFile, Sink, TensorBoard, WeightsAndBiases, read_metrics
+from fedmezo.results.metrics import METRICS_FILE, Metric, MetricsFile, Sink, read_metrics
 from fedmezo.results.summary import summarise
+from fedmezo.results.trackers import MLflow, TensorBoard, WeightsAndBiases
 from fedmezo.runs import assemble
 from fedmezo.runs.assemble import Holdings, TunedModel
 from fedmezo.runs.card import card_of_run, write_card
@@ -264,7 +265,7 @@ def _sinks(this: Run, metrics: Sequence[Metric]) -> list[Sink]:
     """Where metrics go; `metrics` are those that earlier processes wrote and that still count."""
     last = max((metric.round for metric in metrics), default=None)
     sinks: list[Sink] = [MetricsFile(this.folder), TensorBoard(this.folder, hide_after=last)]
-    wandb = this.config.wandb
+    wandb, mlflow = this.config.wandb, this.config.mlflow
     if wandb.use:
         config = this.config.model_dump()
         sinks.append(
@@ -278,6 +279,10 @@ def _sinks(this: Run, metrics: Sequence[Metric]) -> list[Sink]:
                 earlier=metrics,
             )
         )
+    if mlflow.use:
+        keys = flatten(this.config.model_dump(mode="json"))
+        place = {"tracking_uri": mlflow.tracking_uri, "experiment": mlflow.experiment}
+        sinks.append(MLflow(this.folder, keys, **place, earlier=metrics))
     return sinks
 
 
