@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:  # annotations only: reading a record must not cost an import of torch
     import torch
@@ -15,14 +15,33 @@ IGNORE_LABEL = -100
 """Label of a position that the loss does not count (the value PyTorch and Hugging Face use)."""
 
 
+Form = Literal["instruction", "completion", "text", "conversation"]
+"""What an example is: an instruction with its answer, a text with how it goes on, a text alone, or turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side of a conversation says."""
+
+    role: str  # system, user, assistant
+    content: str
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One instruction with its answer; `category` is what the lda and meta splitters divide by."""
+    """One instruction with its answer; `category` is what the lda and meta splitters divide by.
+
+    In the other forms `instruction` and `output` hold what comes closest: the text before a completion and the
+    completion; nothing and the text; what was last asked in a conversation and the assistant's last answer.
+    """
 
     instruction: str
     input: str
     output: str
     category: str
+    form: Form = "instruction"
+    turns: tuple[Turn, ...] = ()  # of a conversation; the last is the assistant's
+    choices: tuple[str, ...] = ()  # the answers to choose from, `output` among them; none where the answer is free
 
 
 @dataclass(frozen=True, slots=True, eq=False)

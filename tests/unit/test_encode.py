@@ -1,6 +1,8 @@
 """Prompts, label masks, truncation and the cache of tokens, with small tokenizers made here."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fedmezo.data import encode
 from fedmezo.data.encode import EncodedDataset, encode_examples
-from fedmezo.data.prompt import prompt_of
+from fedmezo.data.prompt import Text, prompt_of
 from fedmezo.errors import DataError, ModelError
 from fedmezo.records import IGNORE_LABEL, Example
 
@@ -210,7 +212,7 @@ def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     original = encode._tokenise
 
-    def counted(texts: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> tuple[list[list[int]], list[int]]:
+    def counted(texts: Sequence[Text], tokenizer: PreTrainedTokenizerFast) -> Any:
         calls.append(len(texts))
         return original(texts, tokenizer)
 

@@ -110,13 +110,15 @@ def test_upstream_files_are_pinned_to_a_whole_commit(name: str) -> None:
             "alpca@llm",
             "data.type 'alpca@llm': there is no data set 'alpca' (did you mean 'alpaca'?). Allowed: alpaca, "
             "alpaca_cleaned, dolly-15k, gsm8k, rosetta_alpaca, code_search_net, bundled, "
-            "or a file NAME.json or NAME.jsonl under data.root",
+            "under data.root a file (.json, .jsonl, .jsonl.gz, .csv, .parquet) or a folder of datasets.save_to_disk, "
+            "or OWNER/NAME on the Hugging Face hub",
         ),
         (
             "zzz",
             "data.type 'zzz': there is no data set 'zzz'. Allowed: alpaca, "
             "alpaca_cleaned, dolly-15k, gsm8k, rosetta_alpaca, code_search_net, bundled, "
-            "or a file NAME.json or NAME.jsonl under data.root",
+            "under data.root a file (.json, .jsonl, .jsonl.gz, .csv, .parquet) or a folder of datasets.save_to_disk, "
+            "or OWNER/NAME on the Hugging Face hub",
         ),
         ("cora@pyg", "data.type 'cora@pyg': 'pyg' is not supported after the @; write cora@llm"),
         *(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from string import Formatter
 from typing import Any, NamedTuple
 
 from fedmezo.config.schema import Config, Optimizer, Scheduler, Zo
@@ -19,7 +20,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     """All of them."""
     for check in (_rates, _splits, _evaluation, _early_stop, _cohort, _protocol, _server, _fedprox, _optimizer):
         yield from check(config)
-    for check in (_adapter, _options):
+    for check in (_adapter, _options, _template, _answers):
         yield from check(config)
 
 
@@ -160,6 +161,34 @@ def _options(config: Config) -> Iterator[Conflict]:
             f"is a key of a scheduler, but none is chosen; set train.scheduler.type or remove {min(scheduler.options)}"
         )
         yield Conflict((f"train.scheduler.{min(scheduler.options)}",), text)
+
+
+def _template(config: Config) -> Iterator[Conflict]:
+    data = config.data
+    if data.format != "template":
+        if data.template:
+            text = f"is given, but data.format is {data.format}; remove it, or set data.format: template"
+            yield Conflict(("data.template", "data.format"), text)
+        return
+    try:
+        parts = [part[1:] for part in Formatter().parse(data.template) if part[1] is not None]
+    except ValueError as error:  # a brace alone
+        yield Conflict(("data.template",), f"is no template ({error}); braces that are text are written {{{{ and }}}}")
+        return
+    places = [name for name, form, conversion in parts if not form and not conversion]
+    if len(places) < len(parts) or not {"instruction", "input"}.issuperset(places):
+        text = f"is {data.template!r}; its places can be {{instruction}} and {{input}} alone"
+        yield Conflict(("data.template",), f"{text}; braces that are text are written {{{{ and }}}}")
+    elif "instruction" not in places:
+        text = f"is {data.template!r}; needs a place {{instruction}}" if data.template else "is missing"
+        yield Conflict(("data.template", "data.format"), f"{text}, for example 'Q: {{instruction}}\\nA:'")
+
+
+def _answers(config: Config) -> Iterator[Conflict]:
+    answers = config.data.answers
+    if answers and (len(answers) < 2 or len(set(answers)) < len(answers) or not all(answers)):
+        text = f"is {list(answers)}; needs two answers or more, none of them empty and each once"
+        yield Conflict(("data.answers",), text)
 
 
 def _is_option(value: Any) -> bool:

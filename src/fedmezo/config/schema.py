@@ -186,15 +186,55 @@ class SplitterArgs(Section):
     """Concentration of the Dirichlet distribution of `lda`: the smaller, the more the clients differ."""
 
 
+class Columns(Section):
+    """Names of a table's columns, where they are not those of the keys here; empty is the key's own name."""
+
+    instruction: str = ""
+    """What is asked."""
+    input: str = ""
+    """What it is asked about; no row needs one."""
+    output: str = ""
+    """The answer."""
+    category: str = ""
+    """What the lda and meta splitters divide by; no row needs one."""
+    messages: str = ""
+    """TRL's conversations: a list of objects with role and content."""
+    prompt: str = ""
+    """TRL's prompt, with a completion."""
+    completion: str = ""
+    """How the prompt goes on."""
+    text: str = ""
+    """TRL's plain text, all of which is learnt."""
+    choices: str = ""
+    """A row's own candidate answers, a list of texts; no row needs any."""
+
+
+class Table(Section):
+    """How a file, a saved folder or a hub data set of one's own is read."""
+
+    columns: Columns = Columns()
+    split: str = Field("train", min_length=1)
+    """Which split of a saved folder or a hub data set, as `datasets.load_dataset` takes it."""
+    subset: str = ""
+    """Which configuration of a hub data set; empty for the only one."""
+
+
 class Data(Section):
-    """Which examples, and who holds which."""
+    """Which examples, how they are put to the model, and who holds which."""
 
     root: str = "data"
     """Folder where data files are found and kept."""
     type: Annotated[str, Allowed("NAME or NAME@llm, for example alpaca@llm or mine.jsonl@llm")] = Field(
         pattern=r"^[^@]+(@llm)?$", examples=["alpaca@llm"]
     )
-    """Name of the data set, or of a .json or .jsonl file under `data.root`."""
+    """A known data set, a file or saved folder under `data.root`, or OWNER/NAME on the hub ([data](data.md))."""
+    table: Table = Table()
+    answers: Annotated[tuple[str, ...], Allowed("a list of two texts or more, each once")] = Field((), strict=False)
+    """Candidate answers of a classification, in the order of the numbers or of false and true that stand for them."""
+    format: Literal["alpaca", "template", "chat"] = "alpaca"
+    """How an instruction is put to the model: the Alpaca prompt, `data.template`, or the model's own chat template."""
+    template: Annotated[str, Allowed("a text with the place {instruction}, and {input} if there are any")] = ""
+    """With `data.format: template`, the text before the answer."""
     splits: Annotated[tuple[float, float, float], Allowed("three numbers of at least 0 that sum to 1")] = Field(
         (0.8, 0.1, 0.1), strict=False
     )

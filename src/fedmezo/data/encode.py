@@ -3,16 +3,15 @@
 Prompt and answer are tokenised together, as in the reference, so that no tokenizer slips a space in between. A token
 belongs to the answer when it ends behind the prompt's last character. The reference tokenises the prompt again and
 masks as many tokens. The two agree unless a token straddles the boundary, as ":(" may where an answer opens with a
-bracket: it counts as answer here, as prompt there.
+bracket: it counts as answer here, as prompt there. Of a conversation, every answer of the assistant's counts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 
 from fedmezo.data.cache import Arrays, load_arrays, save_arrays
-from fedmezo.data.prompt import prompt_of
+from fedmezo.data.prompt import ALPACA, Prompts, Text
 from fedmezo.errors import DataError, ModelError
 from fedmezo.records import IGNORE_LABEL, Batch, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-FORMAT_VERSION = 1  # to be raised whenever the same texts give other arrays
+FORMAT_VERSION = 2  # to be raised whenever the same texts give other arrays
 _CHUNK = 1000  # examples tokenised in one call: enough to use every thread, little enough to hold
 
 
@@ -45,6 +44,8 @@ class EncodedDataset:
     kept: NDArray[np.int64]  # (m,) index into the examples that were given
     dropped: int  # n - m
     pad_id: int  # fills up a batch; no loss and no attention ever sees it
+    skipped: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Positions in `tokens`, ascending, that have no loss although they stand behind a prompt: other turns' tokens."""
 
     def __len__(self) -> int:
         """Count the examples that were kept."""
@@ -64,6 +65,8 @@ class EncodedDataset:
         where = np.where(is_token, starts[:, None] + positions, 0)
         input_ids = np.where(is_token, self.tokens[where], self.pad_id).astype(np.int64)
         is_label = is_token & (positions >= self.prompt_lengths[rows, None])
+        if len(self.skipped):
+            is_label &= ~np.isin(where, self.skipped)
         labels = np.where(is_label, input_ids, IGNORE_LABEL)
         return Batch(
             input_ids=torch.from_numpy(input_ids).to(device, non_blocking=True),  # joins a GPU's queue, waits for none
@@ -73,15 +76,25 @@ class EncodedDataset:
 
 
 def encode_examples(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerFast, tok_len: int, cache_dir: Path | None = None
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerFast,
+    tok_len: int,
+    cache_dir: Path | None = None,
+    prompts: Prompts = ALPACA,
 ) -> EncodedDataset:
     """Tokenise examples, each cut from the right to `tok_len` tokens; those left without an answer token are dropped.
 
     With `cache_dir` the result is kept there under a hash of texts, tokenizer and `tok_len`; a damaged file is made
     anew. Raises DataError if nothing is kept or the cache cannot be written, ModelError for an unusable tokenizer.
     """
+    return encode_texts([prompts.whole(example) for example in examples], tokenizer, tok_len, cache_dir)
+
+
+def encode_texts(
+    texts: Sequence[Text], tokenizer: PreTrainedTokenizerFast, tok_len: int, cache_dir: Path | None = None
+) -> EncodedDataset:
+    """Tokenise texts; everything else as for examples."""
     _check_tokenizer(tokenizer)
-    texts = [(prompt_of(example), example.output) for example in examples]
     path = cache_dir / f"tokens-{_content_hash(texts, tokenizer, tok_len)}.npz" if cache_dir else None
     arrays = load_arrays(path) if path else None
     if arrays is None or not _is_sound(arrays):
@@ -90,10 +103,10 @@ def encode_examples(
             save_arrays(path, arrays)
     if not len(arrays["kept"]):
         raise DataError(
-            f"llm.tok_len is {tok_len}, which leaves no room for an answer in any of {len(examples)} examples; raise it"
+            f"llm.tok_len is {tok_len}, which leaves no room for an answer in any of {len(texts)} examples; raise it"
         )
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return EncodedDataset(**arrays, dropped=len(examples) - len(arrays["kept"]), pad_id=pad_id)
+    return EncodedDataset(**arrays, dropped=len(texts) - len(arrays["kept"]), pad_id=pad_id)
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -105,56 +118,79 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
         raise ModelError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json")
 
 
-def _content_hash(texts: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, tok_len: int) -> str:
+def _content_hash(texts: Sequence[Text], tokenizer: PreTrainedTokenizerFast, tok_len: int) -> str:
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()  # both are off while we tokenise; left on by someone else, they would change the hash
     backend.no_padding()
     settings = [FORMAT_VERSION, tok_len, tokenizer.eos_token_id]
-    content = hashlib.sha256(json.dumps([settings, texts]).encode())
+    told = [[text.content, text.counted, text.opened, text.ended] for text in texts]
+    content = hashlib.sha256(json.dumps([settings, told]).encode())
     content.update(backend.to_str().encode())
     return content.hexdigest()[:32]
 
 
-def _encode(texts: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, tok_len: int) -> Arrays:
+def _encode(texts: Sequence[Text], tokenizer: PreTrainedTokenizerFast, tok_len: int) -> Arrays:
     tokens: list[NDArray[np.int32]] = []
-    prompt_lengths: list[int] = []
+    counted: list[NDArray[np.bool_]] = []
     for start in range(0, len(texts), _CHUNK):
-        chunk = texts[start : start + _CHUNK]
-        ids, boundaries = _tokenise(chunk, tokenizer)
-        tokens.extend(np.array(row[:tok_len], dtype=np.int32) for row in ids)
-        prompt_lengths.extend(boundaries)
-    kept = [index for index, row in enumerate(tokens) if prompt_lengths[index] < len(row)]
+        for ids, counts in _tokenise(texts[start : start + _CHUNK], tokenizer):
+            tokens.append(np.array(ids[:tok_len], dtype=np.int32))
+            counted.append(counts[:tok_len])
+    kept = [index for index, counts in enumerate(counted) if counts[1:].any()]  # nothing foretells the first token
+    offsets = np.cumsum([0, *(len(tokens[index]) for index in kept)], dtype=np.int64)
+    prompt_lengths = np.array([counted[index].argmax() for index in kept], dtype=np.int32)
+    skipped = [
+        start + length + np.flatnonzero(~counted[index][length:])
+        for index, start, length in zip(kept, offsets, prompt_lengths, strict=False)  # offsets has one more: the end
+    ]
     return {
         "tokens": np.concatenate([np.empty(0, np.int32), *(tokens[index] for index in kept)]),
-        "offsets": np.cumsum([0, *(len(tokens[index]) for index in kept)], dtype=np.int64),
-        "prompt_lengths": np.array([prompt_lengths[index] for index in kept], dtype=np.int32),
+        "offsets": offsets,
+        "prompt_lengths": prompt_lengths,
         "kept": np.array(kept, dtype=np.int64),
+        "skipped": np.concatenate([np.empty(0, np.int64), *skipped]),
     }
 
 
-def _tokenise(texts: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> tuple[list[list[int]], list[int]]:
-    """Return the token ids of every text, end-of-sequence token included, and how many of them are prompt."""
+def _tokenise(
+    texts: Sequence[Text], tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[list[int], NDArray[np.bool_]]]:
+    """Yield the token ids of every text, end-of-sequence token included, and which of them are counted."""
+    by_opening = {opened: _call(texts, tokenizer, opened) for opened in {text.opened for text in texts}}
+    for text in texts:
+        ids, spans = next(by_opening[text.opened])
+        if ids[-1:] == [tokenizer.eos_token_id]:  # some tokenizers append it themselves
+            ids, spans = ids[:-1], spans[:-1]
+        end = [tokenizer.eos_token_id] * text.ended
+        yield [*ids, *end], np.concatenate([_is_counted(text, spans), np.ones(len(end), dtype=np.bool_)])
+
+
+def _call(
+    texts: Sequence[Text], tokenizer: PreTrainedTokenizerFast, opened: bool
+) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+    """Yield the token ids of those texts that are opened, or of those that are not, and each token's characters."""
     encoded = tokenizer(
-        [prompt + output for prompt, output in texts],
+        [text.content for text in texts if text.opened == opened],
+        add_special_tokens=not opened,
         return_offsets_mapping=True,
         return_attention_mask=False,
         return_token_type_ids=False,
         verbose=False,  # a text longer than the model's limit is cut later
     )
-    ids, prompt_lengths = [], []
-    for (prompt, _), row, spans in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        text_ids = row[:-1] if row[-1:] == [tokenizer.eos_token_id] else row  # some tokenizers append it themselves
-        ids.append([*text_ids, tokenizer.eos_token_id])
-        prompt_lengths.append(bisect_right(spans, len(prompt), hi=len(text_ids), key=_end))
-    return ids, prompt_lengths
+    yield from zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
 
 
-def _end(span: tuple[int, int]) -> int:
-    return span[1]
+def _is_counted(text: Text, spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
+    """Whether each token has a character of a counted range, or stands behind the text's end where one ends."""
+    starts, stops = np.array(spans, dtype=np.int64).reshape(-1, 2).T
+    counted = np.zeros(len(spans), dtype=np.bool_)
+    for start, stop in text.counted:
+        counted |= (stops > start) & ((starts < stop) | (stop == len(text.content)))
+    return counted
 
 
 def _is_sound(arrays: Arrays) -> bool:
-    if arrays.keys() != {"tokens", "offsets", "prompt_lengths", "kept"}:
+    if arrays.keys() != {"tokens", "offsets", "prompt_lengths", "kept", "skipped"}:
         return False
     num_kept = len(arrays["kept"])
     expected = (num_kept + 1, num_kept, len(arrays["tokens"]))

@@ -9,11 +9,12 @@ from fedmezo.data.partition import Partition
 
 
 def dataset_hash(dataset: EncodedDataset) -> str:
-    """SHA-256 of the encoded examples: their tokens, where each starts, and where its answer starts."""
+    """SHA-256 of the encoded examples: their tokens, where each starts, and which are its answer's."""
     digest = sha256(f"{len(dataset)} {dataset.pad_id}\n".encode())
     digest.update(dataset.offsets.astype("<i8", copy=False).tobytes())
     digest.update(dataset.prompt_lengths.astype("<i4", copy=False).tobytes())
     digest.update(dataset.tokens.astype("<i4", copy=False).tobytes())
+    digest.update(dataset.skipped.astype("<i8", copy=False).tobytes())  # most have none
     return digest.hexdigest()
 
 

@@ -1,45 +1,45 @@
-"""Reading examples from JSON and JSON Lines files, with the place of whatever is wrong in them."""
+"""Reading examples from files: JSON, JSON Lines, CSV and Parquet, with the place of whatever is wrong in them."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from fedmezo.data.rows import Layout, Row, example_of, kind_of
+from fedmezo.data.tables import csv_rows, parquet_rows
 from fedmezo.errors import DataError
 from fedmezo.records import Example
 
-
-def _as_it_is(example: Example) -> Example:
-    return example
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The field names under which a file keeps an example. `input` and `category` may be absent or null: then ''."""
-
-    instruction: str = "instruction"
-    input: str = "input"
-    output: str = "output"
-    category: str = "category"
-    empty_output: bool = False  # accepted? Then the target is the end-of-sequence token alone
-    finish: Callable[[Example], Example] = _as_it_is  # what remains to be done to the texts
+FILE_SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
+"""Of the files that can be read."""
 
 
 def read_examples(path: Path, layout: Layout) -> list[Example]:
-    """Read a list of objects (`.json`), or an object per line (`.jsonl`, `.jsonl.gz`); blank lines are skipped.
+    """Read a list of objects (`.json`), an object per line (`.jsonl`, `.jsonl.gz`), or a table (`.csv`, `.parquet`).
 
-    Raises DataError naming the file, the line or item (both counted from 1) and the field.
+    Blank lines are skipped. Raises DataError naming the file, the line, row or item (counted from 1) and the field.
     """
-    text = _read_text(path)
-    rows = _lines(path, text) if ".jsonl" in path.suffixes else _items(path, text)
-    examples = [_example(where, row, layout) for where, row in rows]
+    return examples_of(f"{path}: the file", _rows(path), layout)
+
+
+def examples_of(what: str, rows: Iterable[Row], layout: Layout) -> list[Example]:
+    """The examples of a table's rows; `what` names it. Raises DataError if there is none, or naming a row."""
+    examples = [example_of(where, row, layout) for where, row in rows]
     if not examples:
-        raise DataError(f"{path}: the file holds no example")
+        raise DataError(f"{what} holds no example")
     return examples
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    if path.suffix == ".parquet":
+        return parquet_rows(path)
+    text = _read_text(path)
+    if path.suffix == ".csv":
+        return csv_rows(path, text)
+    return _lines(path, text) if ".jsonl" in path.suffixes else _items(path, text)
 
 
 def what_instead_of_data(head: bytes) -> str | None:
@@ -73,16 +73,16 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({error})") from error
 
 
-def _lines(path: Path, text: str) -> Iterator[tuple[str, object]]:
+def _lines(path: Path, text: str) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines(): U+2028 may stand in a text
         if line.strip():
             yield f"{path}, line {number}", _parse(path, line, number)
 
 
-def _items(path: Path, text: str) -> Iterator[tuple[str, object]]:
+def _items(path: Path, text: str) -> Iterator[Row]:
     rows = _parse(path, text, 1)
     if not isinstance(rows, list):
-        raise DataError(f"{path}: holds {_kind(rows)} where a list of objects is expected")
+        raise DataError(f"{path}: holds {kind_of(rows)} where a list of objects is expected")
     for number, row in enumerate(rows, start=1):
         yield f"{path}, item {number}", row
 
@@ -109,39 +109,3 @@ def _hint(path: Path, text: str, error: json.JSONDecodeError) -> str:
     if path.suffix != ".json" and text.startswith("["):
         return "; if the file holds one list, call it .json"
     return ""
-
-
-def _example(where: str, row: object, layout: Layout) -> Example:
-    if not isinstance(row, dict):
-        raise DataError(
-            f"{where}: holds {_kind(row)} where an object with the field {layout.instruction!r} is expected"
-        )
-    example = Example(
-        instruction=_text(where, row, layout.instruction),
-        input=_optional_text(where, row, layout.input),
-        output=_text(where, row, layout.output),
-        category=_optional_text(where, row, layout.category),
-    )
-    if not example.output and not layout.empty_output:
-        raise DataError(f"{where}: field {layout.output!r} is empty; write the answer there or remove the example")
-    return layout.finish(example)
-
-
-def _optional_text(where: str, row: dict[str, object], field: str) -> str:
-    return "" if row.get(field) is None else _text(where, row, field)
-
-
-def _text(where: str, row: dict[str, object], field: str) -> str:
-    if field not in row:
-        raise DataError(f"{where}: field {field!r} is missing (there are: {', '.join(map(repr, row)) or 'none'})")
-    value = row[field]
-    if not isinstance(value, str):
-        raise DataError(f"{where}: field {field!r} is {_kind(value)} where a text is expected")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(f"{where}: field {field!r} holds half of a surrogate pair (\\ud800 to \\udfff)")
-    return value
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")

@@ -1,8 +1,27 @@
-"""The text that a model is asked to complete: the Alpaca template (Taori et al. 2023), with and without an input."""
+"""What a model reads of an example: the Alpaca template (Taori et al. 2023), a template of the user's, or a chat's.
+
+| an example of            | `alpaca`            | `template`                  | `chat`                  |
+|--------------------------|---------------------|-----------------------------|-------------------------|
+| instruction and answer   | the Alpaca template | the template                | a user's turn           |
+| prompt and completion    | the prompt as it is | the template                | a user's turn           |
+| turns                    | the model's own chat template, whatever `data.format` says |||
+| a text alone             | as it is, all of it counts |||
+"""
 
 from __future__ import annotations
 
-from fedmezo.records import Example
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from fedmezo.errors import ModelError
+from fedmezo.records import Example, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from fedmezo.data.chat import ChatTemplate
+
+Format = Literal["alpaca", "template", "chat"]
 
 _WITHOUT_INPUT = (
     "Below is an instruction that describes a task. "
@@ -19,7 +38,101 @@ _WITH_INPUT = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text for a model, and which of it the loss counts."""
+
+    content: str
+    counted: tuple[tuple[int, int], ...] = ()  # ranges of characters, in their order
+    opened: bool = False  # whether the tokens that the tokenizer puts before a text stand in it already
+    ended: bool = True  # whether the end-of-sequence token follows, which is then counted
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """How examples are put to a model.
+
+    Args:
+        format: of examples that are not turns already; see above.
+        template: with `template`, the text before the answer, with places for {instruction} and {input}.
+        chat: the model's own chat template; None where it has none.
+    """
+
+    format: Format = "alpaca"
+    template: str = ""
+    chat: ChatTemplate | None = None
+
+    def whole(self, example: Example) -> Text:
+        """An example as it is trained on.
+
+        Raises:
+            ModelError: it is a conversation, and the model has no chat template.
+            DataError: the chat template refuses it.
+        """
+        if self._is_chat(example):
+            return self._chat.whole(_turns(example))
+        return _answered(self._opening(example), example.output, ended=True)
+
+    def prompt(self, example: Example) -> Text:
+        """An example up to its (last) answer, for a model to go on with; raises as `whole` does."""
+        if self._is_chat(example):
+            return Text(self._chat.prompt(_turns(example)[:-1]), opened=True, ended=False)
+        return Text(self._opening(example), ended=False)
+
+    def candidate(self, example: Example, answer: str) -> Text:
+        """An example's prompt with an answer whose tokens alone count; raises as `whole` does."""
+        prompt = self.prompt(example)
+        return _answered(prompt.content, answer, ended=False, opened=prompt.opened)
+
+    @property
+    def _chat(self) -> ChatTemplate:
+        if self.chat is None:
+            raise ModelError(
+                "the model's tokenizer has no chat template, which conversations (and data.format: chat) need; choose "
+                "an instruct model, or data.format: alpaca or template with examples that are no conversations"
+            )
+        return self.chat
+
+    def _is_chat(self, example: Example) -> bool:
+        return example.form == "conversation" or (self.format == "chat" and example.form != "text")
+
+    def _opening(self, example: Example) -> str:
+        if example.form == "text":
+            return ""
+        if self.format == "template":
+            return self.template.format(instruction=example.instruction, input=example.input)
+        return example.instruction if example.form == "completion" else prompt_of(example)
+
+
+ALPACA = Prompts()
+
+
+def prompts_for(name: Format, template: str, tokenizer: PreTrainedTokenizerFast) -> Prompts:
+    """The prompts that `data.format` and `data.template` ask for, on a model's tokenizer.
+
+    Raises:
+        ModelError: the format is `chat`, and the tokenizer has no chat template.
+    """
+    from fedmezo.data.chat import ChatTemplate  # jinja2, which few need
+
+    prompts = Prompts(name, template, ChatTemplate(tokenizer) if tokenizer.chat_template else None)
+    if name == "chat":
+        _ = prompts._chat  # there, or an error
+    return prompts
+
+
 def prompt_of(example: Example) -> str:
-    """Return the prompt; the answer follows its last character, the colon, without a space, as in the reference."""
+    """Return Alpaca's prompt; the answer follows its last character, the colon, with no space, as in the reference."""
     template = _WITH_INPUT if example.input else _WITHOUT_INPUT
     return template.format(instruction=example.instruction, input=example.input)
+
+
+def _answered(prompt: str, answer: str, *, ended: bool, opened: bool = False) -> Text:
+    return Text(prompt + answer, ((len(prompt), len(prompt) + len(answer)),), opened, ended)
+
+
+def _turns(example: Example) -> tuple[Turn, ...]:
+    if example.turns:
+        return example.turns
+    question = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
+    return Turn("user", question), Turn("assistant", example.output)

@@ -10,20 +10,27 @@ A file that already lies under `data.root` is used as it is; otherwise the pinne
 | gsm8k             | gsm8k_train.jsonl                                     | none           |
 | rosetta_alpaca    | rosetta_alpaca.json                                   | language       |
 | code_search_net   | LANGUAGE/final/jsonl/train/*.jsonl or *.jsonl.gz      | language       |
-| NAME.json, .jsonl | NAME.json, NAME.jsonl                                 | its `category` |
 | bundled           | none: part of this package                            | kind of task   |
+| NAME.SUFFIX       | that file: .json, .jsonl, .jsonl.gz, .csv, .parquet   | its `category` |
+| NAME              | that folder of `datasets.save_to_disk`                | its `category` |
+| OWNER/NAME        | none: the Hugging Face hub, if there is no such folder | its `category` |
 
-An own file holds objects with `instruction`, `output` and, where there are any, `input` and `category`.
+What a row of the last three may hold, `rows.py` says.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from fedmezo.data.download import OnProgress, download, ignore_progress
-from fedmezo.data.parse import Layout, read_examples
+from fedmezo.data.parse import FILE_SUFFIXES, examples_of, read_examples
+from fedmezo.data.rows import Layout
+from fedmezo.data.tables import hub_rows, is_saved, saved_rows
 from fedmezo.errors import DataError
 from fedmezo.records import Example
 
@@ -92,28 +99,70 @@ _CODE_SEARCH_NET_LAYOUT = Layout(
 )
 
 
-def load_examples(data_type: str, root: Path, on_progress: OnProgress = ignore_progress) -> list[Example]:
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How tables of one's own are read.
+
+    Args:
+        columns: the names of fields where they are not `rows.Layout`'s own, by those.
+        split: which part of a saved or hub data set.
+        subset: which configuration of a hub data set; empty for the only one.
+        answers: what an answer can be, where there are candidates.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    split: str = "train"
+    subset: str = ""
+    answers: tuple[str, ...] = ()
+
+    @property
+    def layout(self) -> Layout:
+        """Where each field is; what was named must be there."""
+        named: dict[str, Any] = dict(self.columns)
+        return Layout(**named, required=frozenset(self.columns.values()), answers=self.answers)
+
+
+AS_NAMED = Reading()
+
+
+def load_examples(
+    data_type: str, root: Path, on_progress: OnProgress = ignore_progress, reading: Reading = AS_NAMED
+) -> list[Example]:
     """Read the data set that `data_type` names (with or without `@llm`), fetching it into `root` if need be.
 
     `on_progress` hears of the bytes fetched. Raises DataError: an unknown name, a file that cannot be fetched (the
     message names address and place), a file that is damaged (it names line and field).
     """
+    plain = data_type.removesuffix("@llm")
+    if is_saved(root / plain):
+        return examples_of(f"{root / plain}: the folder", saved_rows(root / plain, reading.split), reading.layout)
     name = data_set_name(data_type)
+    if name.endswith(FILE_SUFFIXES):
+        return read_examples(root / name, reading.layout)
+    if _HUB_NAME.fullmatch(name):
+        rows = hub_rows(name, reading.subset, reading.split, root / name)
+        return examples_of(f"{name}, {reading.split}: the data set", rows, reading.layout)
+    if reading != AS_NAMED:
+        raise DataError(f"data.type {name!r}: data.table and data.answers are for data sets of one's own")
     if name == "bundled":
         return read_examples(BUNDLED_PATH, Layout())
     if name == "code_search_net":
         return _load_code_search_net(root)
-    if name in PINNED_FILES:
-        return _load_pinned(PINNED_FILES[name], root, on_progress)
-    return read_examples(root / name, Layout())
+    return _load_pinned(PINNED_FILES[name], root, on_progress)
 
 
 def data_set_name(data_type: str) -> str:
-    """Return the part before `@llm`: a known name in lower case, or a file name. Raises DataError for any other."""
+    """Return the part before `@llm`: a known name in lower case, a file name, or OWNER/NAME on the hub.
+
+    Raises DataError for any other.
+    """
     name, _, package = data_type.partition("@")
     if package not in ("", "llm"):
         raise DataError(f"data.type {data_type!r}: {package!r} is not supported after the @; write {name}@llm")
-    if name.endswith((".json", ".jsonl", ".jsonl.gz")):
+    if name.endswith(FILE_SUFFIXES):
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise DataError(
                 f"data.type {data_type!r}: the file is named by its path below data.root, which this one leaves; set "
@@ -123,16 +172,19 @@ def data_set_name(data_type: str) -> str:
     known = [*PINNED_FILES, "code_search_net", "bundled"]
     if name.lower() in known:
         return name.lower()
+    if _HUB_NAME.fullmatch(name):
+        return name
     close = "".join(f" (did you mean {match!r}?)" for match in get_close_matches(name.lower(), known, n=1))
     raise DataError(
         f"data.type {data_type!r}: there is no data set {name!r}{close}. Allowed: {', '.join(known)}, "
-        "or a file NAME.json or NAME.jsonl under data.root"
+        f"under data.root a file ({', '.join(FILE_SUFFIXES)}) or a folder of datasets.save_to_disk, or OWNER/NAME on "
+        "the Hugging Face hub"
     )
 
 
 def without_rare_categories(data_type: str, examples: list[Example]) -> list[Example]:
     """Leave out what the meta splitter should not deal: categories with too few examples to be all of a client's."""
-    pinned = PINNED_FILES.get(data_set_name(data_type))
+    pinned = PINNED_FILES.get(data_type.removesuffix("@llm").lower())
     rare = pinned.rare_categories if pinned else frozenset()
     return [example for example in examples if example.category not in rare]
 

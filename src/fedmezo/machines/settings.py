@@ -21,6 +21,7 @@ SHARED: dict[str, Any] = {
     "seed": True,
     "federate": {"protocol": True, "total_round_num": True},
     "fedprox": True,
+    "data": {"format": True, "template": True},
     "llm": {"tok_len": True, "adapter": True},
     "dataloader": True,
     "train": True,
@@ -49,7 +50,7 @@ def site_config(settings: Mapping[str, Any], options: WorkerOptions) -> Config:
         **settings,
         "use_gpu": options.use_gpu,
         "device": options.device,
-        "data": {"type": "own.jsonl"},
+        "data": {**settings.get("data", {}), "type": "own.jsonl"},
         "model": {"type": options.model, "dtype": settings.get("model", {}).get("dtype")},
     }
     own["federate"] = {**own.get("federate", {}), "client_num": 1}  # it computes for itself alone

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
 from fedmezo.atomic import replacing
 from fedmezo.config import Config
+from fedmezo.data.rows import row_of
 from fedmezo.records import Example
 from fedmezo.runs import assemble
 from fedmezo.runs.assemble import Holdings
@@ -48,4 +48,4 @@ def write_holdings(holdings: Holdings, folder: Path) -> dict[Path, int]:
 def _write(path: Path, examples: Iterable[Example]) -> None:
     with replacing(path) as file:
         for example in examples:
-            file.write((json.dumps(asdict(example), ensure_ascii=False) + "\n").encode())
+            file.write((json.dumps(row_of(example), ensure_ascii=False) + "\n").encode())

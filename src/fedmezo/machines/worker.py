@@ -108,7 +108,8 @@ def load(options: WorkerOptions, setup: Setup) -> Loaded:
     import numpy as np
 
     from fedmezo.data.encode import encode_examples
-    from fedmezo.data.parse import Layout, read_examples
+    from fedmezo.data.parse import read_examples
+    from fedmezo.data.rows import Layout
     from fedmezo.data.shard import Shard
     from fedmezo.machines.settings import site_config
     from fedmezo.machines.site import Loaded
@@ -117,7 +118,8 @@ def load(options: WorkerOptions, setup: Setup) -> Loaded:
     config = site_config(setup.settings, options)
     tuned = assemble.load_model(config)
     examples = read_examples(Path(options.data), Layout())
-    dataset = encode_examples(examples, tuned.tokenizer, config.llm.tok_len, assemble.cache_folder())
+    prompts = assemble.make_prompts(config, tuned.tokenizer)
+    dataset = encode_examples(examples, tuned.tokenizer, config.llm.tok_len, assemble.cache_folder(), prompts)
     for notice in assemble.use_lanes(config, tuned, dataset):
         logger.warning(notice)
     schedule = assemble.make_schedule(config)

@@ -12,9 +12,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from fedmezo.data.prompt import prompt_of
+from fedmezo.data.prompt import Text
 from fedmezo.models.causal_lm import CausalLM
-from fedmezo.records import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -49,19 +48,18 @@ def answers(
     model: CausalLM,
     tokenizer: PreTrainedTokenizerFast,
     theta: Tensor,
-    examples: Sequence[Example],
+    prompts: Sequence[Text],
     max_new_tokens: int,
 ) -> list[str]:
-    """The model's greedy answer to each example's instruction at theta (d,), of at most `max_new_tokens` tokens."""
+    """The model's greedy answer to each prompt at theta (d,), of at most `max_new_tokens` tokens."""
     model.load(theta)
-    prompts = [prompt_of(example) for example in examples]
     return [text.strip() for text in complete(model.peft, tokenizer, prompts, Decoding(max_new_tokens))]
 
 
 def complete(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Text],
     decoding: Decoding,
     on_items: OnItems = _ignore,
 ) -> list[str]:
@@ -73,11 +71,11 @@ def complete(
     Args:
         model: a causal language model of transformers, with or without an adapter.
         tokenizer: its tokenizer.
-        prompts: the texts to go on with.
+        prompts: the texts to go on with; before a plain one, the tokenizer puts the tokens that it puts before any.
         decoding: how an answer ends.
         on_items: hears of the progress.
     """
-    rows: list[list[int]] = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    rows = [_ids(tokenizer, prompt) for prompt in prompts]
     texts = [""] * len(rows)
     done = 0
     for group in _groups([len(row) for row in rows], decoding, padded=not _has_virtual_tokens(model)):
@@ -86,6 +84,13 @@ def complete(
         done += len(group)
         on_items(done, len(rows))
     return texts
+
+
+def _ids(tokenizer: PreTrainedTokenizerFast, prompt: str | Text) -> list[int]:
+    if isinstance(prompt, str):
+        prompt = Text(prompt)
+    ids: list[int] = tokenizer(prompt.content, add_special_tokens=not prompt.opened)["input_ids"]
+    return ids
 
 
 def _groups(lengths: Sequence[int], decoding: Decoding, *, padded: bool) -> Iterator[list[int]]:

@@ -18,8 +18,9 @@ from fedmezo.config.schema import Dtype
 from fedmezo.data.encode import EncodedDataset, encode_examples
 from fedmezo.data.fingerprint import dataset_hash, partition_hash
 from fedmezo.data.partition import Indices, Partition, partition, subsample
+from fedmezo.data.prompt import ALPACA, Prompts, prompts_for
 from fedmezo.data.shard import Schedule, Shard
-from fedmezo.data.sources import load_examples, without_rare_categories
+from fedmezo.data.sources import Reading, load_examples, without_rare_categories
 from fedmezo.data.splitters import make_splitter
 from fedmezo.federation.aggregate import ReportRules
 from fedmezo.federation.clients import ClientWork, FirstOrderClients, ZerothOrderClients
@@ -68,6 +69,7 @@ class Holdings:
     examples: tuple[Example, ...]  # those that were kept, in the order of the data set
     dataset: EncodedDataset
     partition: Partition
+    prompts: Prompts = ALPACA
 
 
 def load_model(config: Config) -> TunedModel:
@@ -95,18 +97,46 @@ def load_holdings(config: Config, tokenizer: PreTrainedTokenizerFast, console: C
         DataError: the data cannot be had, is damaged, or cannot be divided as asked.
     """
     with work_progress(console, f"reading {config.data.name}", is_bytes=True) as show:
-        examples = load_examples(config.data.type, Path(config.data.root), show)
+        examples = load_examples(config.data.type, Path(config.data.root), show, reading_of(config))
     if config.data.splitter == "meta":
         examples = without_rare_categories(config.data.type, examples)
     rng = np.random.default_rng(words(Stream(config.seed, Purpose.PARTITION), 0, 8).tolist())
     if config.data.subsample < 1:
         categories = [example.category for example in examples]
         examples = [examples[i] for i in subsample(categories, config.data.subsample, rng)]
-    dataset = encode_examples(examples, tokenizer, config.llm.tok_len, cache_folder())
+    prompts = make_prompts(config, tokenizer)
+    dataset = encode_examples(examples, tokenizer, config.llm.tok_len, cache_folder(), prompts)
     kept = tuple(examples[i] for i in dataset.kept)
     splitter = make_splitter(config.data.splitter, config.data.alpha)
     categories = [example.category for example in kept]
-    return Holdings(kept, dataset, partition(categories, config.data.splits, config.federate.client_num, splitter, rng))
+    divided = partition(categories, config.data.splits, config.federate.client_num, splitter, rng)
+    return Holdings(kept, dataset, divided, prompts)
+
+
+def reading_of(config: Config) -> Reading:
+    """How the configuration has tables read."""
+    table = config.data.table
+    columns = {field: name for field, name in table.columns.model_dump().items() if name}
+    return Reading(columns, table.split, table.subset, config.data.answers)
+
+
+def make_prompts(config: Config, tokenizer: PreTrainedTokenizerFast) -> Prompts:
+    """How examples are put to the model.
+
+    Raises:
+        ModelError: they are to be put as a chat, and the model has no template for one.
+    """
+    return prompts_for(config.data.format, config.data.template, tokenizer)
+
+
+def prompt_notices(holdings: Holdings) -> list[str]:
+    """What the user should be told about how the model is asked."""
+    prompts = holdings.prompts
+    if prompts.format != "alpaca" or prompts.chat is None:
+        return []
+    if all(example.form != "instruction" for example in holdings.examples):
+        return []
+    return ["the model has a chat template of its own, but is asked in the Alpaca prompt; to use it: data.format: chat"]
 
 
 def cache_folder() -> Path:

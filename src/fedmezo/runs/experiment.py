@@ -142,6 +142,8 @@ def load_parts(
             holdings.dataset.dropped + len(holdings.dataset),
             config.llm.tok_len,
         )
+    for notice in assemble.prompt_notices(holdings):
+        logger.warning(notice)
     if place.by_client:
         show_partition(log.console, assemble.category_counts(holdings.partition))
     if config.federate.lone_client is not None:
@@ -304,8 +306,9 @@ def _samples(this: Run, theta: Tensor) -> list[Sample]:
     ordered = sorted(first_of.values()) + [index for index in held_out if index not in first_of.values()]
     chosen = [examples[index] for index in ordered[: this.config.eval.samples]]
     limit = this.config.llm.chat.max_len
-    before = answers(this.tuned.model, this.tuned.tokenizer, this.theta, chosen, limit)
-    after = answers(this.tuned.model, this.tuned.tokenizer, theta, chosen, limit)
+    prompts = [this.holdings.prompts.prompt(example) for example in chosen]
+    before = answers(this.tuned.model, this.tuned.tokenizer, this.theta, prompts, limit)
+    after = answers(this.tuned.model, this.tuned.tokenizer, theta, prompts, limit)
     return [
         Sample(f"{example.instruction}\n{example.input}".strip(), example.output, old, new)
         for example, old, new in zip(chosen, before, after, strict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedmezo.data.prompt import prompt_of
 from fedmezo.models.generate import Decoding, OnItems, complete
 from fedmezo.records import Example
 from fedmezo.tasks.outcome import Outcome, judged
@@ -15,7 +14,7 @@ def exact_match(
     subject: Subject, task: str, examples: Sequence[Example], decoding: Decoding, on_items: OnItems
 ) -> Outcome:
     """The share of greedy answers that equal the expected one, white space at the ends aside."""
-    prompts = [prompt_of(example) for example in examples]
+    prompts = [subject.prompts.prompt(example) for example in examples]
     texts = complete(subject.model, subject.tokenizer, prompts, decoding, on_items)
     items = [
         {

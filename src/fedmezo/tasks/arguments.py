@@ -62,6 +62,7 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="RUN|ADAPTER|MODEL", help="a run's or an adapter's folder, or a model")
     parser.add_argument("--round", type=_round, metavar="N", help="of a run: the state after N rounds")
     parser.add_argument("--gpu", action=argparse.BooleanOptionalAction, help="compute on a GPU (as the run does)")
+    parser.add_argument("--format", choices=("alpaca", "chat"), help="prompt: Alpaca's, or the model's own (the run's)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="precision of the base weights")
 
 
@@ -101,6 +102,7 @@ def _eval(options: argparse.Namespace) -> int:
         max_new_tokens=options.max_new_tokens,
         tokens_per_batch=options.tokens_per_batch,
         with_base=options.with_base,
+        prompt_format=options.format,
         out=options.out,
     )
     return examine(request, Console())
@@ -112,4 +114,6 @@ def _generate(options: argparse.Namespace) -> int:
     from fedmezo.tasks.reply import reply
 
     example = Example(options.instruction, options.input, "", "")
-    return reply(options.target, example, Console(), options.max_new_tokens, _hardware(options), options.round)
+    return reply(
+        options.target, example, Console(), options.max_new_tokens, _hardware(options), options.round, options.format
+    )

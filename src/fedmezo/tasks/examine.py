@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from fedmezo.atomic import replacing
-from fedmezo.data.sources import load_examples
+from fedmezo.data.prompt import Format
+from fedmezo.data.sources import AS_NAMED, Reading, load_examples
 from fedmezo.errors import ConfigError
 from fedmezo.models.generate import TOKENS_PER_BATCH, Decoding, OnItems
 from fedmezo.records import Example
@@ -51,6 +52,7 @@ class Request:
         max_new_tokens: of an answer; None for the task's own.
         tokens_per_batch: of a batch of answers.
         with_base: run the tasks on the base model without the adapter as well.
+        prompt_format: how the model is asked; None is as the run has it, else the Alpaca prompt.
         out: folder for the results; None for `eval` in the run's folder, else `evaluations/NAME`.
     """
 
@@ -71,6 +73,7 @@ class Request:
     max_new_tokens: int | None = None
     tokens_per_batch: int = TOKENS_PER_BATCH
     with_base: bool = False
+    prompt_format: Format | None = None
     out: Path | None = None
 
 
@@ -83,7 +86,7 @@ def examine(request: Request, console: Console) -> int:
     Raises:
         FedMeZOError: whatever a user can act on.
     """
-    subject = load_subject(request.target, request.hardware, request.round_index)
+    subject = load_subject(request.target, request.hardware, request.round_index, request.prompt_format)
     if request.tok_len:
         subject = replace(subject, tok_len=request.tok_len)
     for notice in subject.notices:
@@ -179,9 +182,15 @@ def _tasks(request: Request, subject: Subject, console: Console) -> dict[str, Ta
 def _example_sets(request: Request, subject: Subject, console: Console) -> dict[str, list[Example]]:
     if request.data:
         root = request.data_root or (Path(subject.config.data.root) if subject.config else Path("data"))
-        return {name: load_examples(name, root) for name in request.data}
+        return {name: load_examples(name, root, reading=_reading(subject, name)) for name in request.data}
     asked = request.gsm8k or request.humaneval or request.mmlu or request.tasks
     return {} if asked and not request.match else held_out_examples(subject, console)
+
+
+def _reading(subject: Subject, name: str) -> Reading:
+    """The run's own data set is read as the run reads it."""
+    config = subject.config
+    return assemble.reading_of(config) if config is not None and config.data.type == name else AS_NAMED
 
 
 def _data_tasks(name: str, examples: Sequence[Example], request: Request, subject: Subject) -> dict[str, Task]:

@@ -13,8 +13,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from fedmezo.data.download import OnProgress, download
-from fedmezo.data.parse import Layout, read_examples
-from fedmezo.data.prompt import prompt_of
+from fedmezo.data.parse import read_examples
+from fedmezo.data.rows import Layout
 from fedmezo.errors import DataError
 from fedmezo.models.generate import Decoding, OnItems, complete
 from fedmezo.records import Example
@@ -114,7 +114,7 @@ def few_shot(
 
 def zero_shot(subject: Subject, questions: Sequence[Example], decoding: Decoding, on_items: OnItems) -> Outcome:
     """Exact match in the prompt that tuning used."""
-    prompts = [prompt_of(example) for example in questions]
+    prompts = [subject.prompts.prompt(example) for example in questions]
     return _judge("gsm8k-zero-shot", questions, complete(subject.model, subject.tokenizer, prompts, decoding, on_items))
 
 

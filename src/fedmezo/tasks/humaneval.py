@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedmezo.data.download import OnProgress, download
-from fedmezo.data.parse import Layout, read_examples
+from fedmezo.data.parse import read_examples
+from fedmezo.data.rows import Layout
 from fedmezo.models.generate import Decoding, OnItems, complete
 from fedmezo.records import Example
 from fedmezo.tasks.outcome import Outcome, judged

@@ -22,7 +22,7 @@ def data_loss(subject: Subject, task: str, examples: Sequence[Example], on_items
     Raises:
         DataError: no example has an answer within the subject's length limit.
     """
-    dataset = encode_examples(examples, subject.tokenizer, subject.tok_len)
+    dataset = encode_examples(examples, subject.tokenizer, subject.tok_len, prompts=subject.prompts)
     losses = item_losses(subject.losses, dataset, subject.device, on_items)
     items = [
         {"index": int(index), "tokens": int(length), "loss": loss}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from fedmezo.data.prompt import prompt_of
+from fedmezo.data.prompt import Format
 from fedmezo.models.generate import Decoding, complete
 from fedmezo.records import Example
 from fedmezo.tasks.subject import AS_THE_RUN, Hardware, Subject, load_subject
@@ -17,13 +17,14 @@ def reply(
     max_new_tokens: int,
     hardware: Hardware = AS_THE_RUN,
     round_index: int | None = None,
+    prompt_format: Format | None = None,
 ) -> int:
     """Show the base model's answer to an instruction, and the tuned one's where there is an adapter.
 
     Raises:
         ModelError, RunError: see `load_subject`.
     """
-    subject = load_subject(target, hardware, round_index)
+    subject = load_subject(target, hardware, round_index, prompt_format)
     for notice in subject.notices:
         console.print(f"notice: {notice}", markup=False, highlight=False)
     with subject.untuned():
@@ -38,5 +39,5 @@ def reply(
 
 
 def _answer(subject: Subject, example: Example, max_new_tokens: int) -> str:
-    prompts = [prompt_of(example)]
-    return complete(subject.model, subject.tokenizer, prompts, Decoding(max_new_tokens))[0].strip()
+    prompt = subject.prompts.prompt(example)
+    return complete(subject.model, subject.tokenizer, [prompt], Decoding(max_new_tokens))[0].strip()

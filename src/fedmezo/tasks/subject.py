@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedmezo.config import Config, load_config
+from fedmezo.data.prompt import ALPACA, Format, Prompts, prompts_for
 from fedmezo.errors import ModelError, RunError
 from fedmezo.federation.aggregate import SCALARS
 from fedmezo.models.causal_lm import CausalLM
@@ -48,6 +49,7 @@ class Subject:
     run: Path | None  # the run's folder, if it is one
     config: Config | None  # the run's
     notices: tuple[str, ...] = ()
+    prompts: Prompts = ALPACA  # how the model is asked
 
     @property
     def device(self) -> torch.device:
@@ -80,18 +82,28 @@ class Hardware:
 AS_THE_RUN = Hardware()
 
 
-def load_subject(target: str, hardware: Hardware, round_index: int | None = None) -> Subject:
+def load_subject(
+    target: str, hardware: Hardware, round_index: int | None = None, prompt_format: Format | None = None
+) -> Subject:
     """Load what `target` names.
 
     Args:
         target: a run's folder, an adapter's folder, or a model as `model.type` names it.
         hardware: where and how precisely.
         round_index: of a run, the state after so many rounds instead of its final adapter.
+        prompt_format: how the model is asked; None is as the run has it, else the Alpaca prompt.
 
     Raises:
         ModelError: the model or adapter cannot be loaded.
         RunError: the run is damaged, is not finished, or its state after that round is not to be had.
     """
+    subject = _load(target, hardware, round_index)
+    if prompt_format is None and subject.config is not None:
+        return replace(subject, prompts=assemble.make_prompts(subject.config, subject.tokenizer))
+    return replace(subject, prompts=prompts_for(prompt_format or "alpaca", "", subject.tokenizer))
+
+
+def _load(target: str, hardware: Hardware, round_index: int | None) -> Subject:
     folder = Path(target)
     if (folder / CONFIG_FILE).is_file():
         return _load_run(folder, hardware, round_index)

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,9 @@ from rich.console import Console
 
 from fedmezo.config import Config
 from fedmezo.data.encode import EncodedDataset, encode_examples
-from fedmezo.data.parse import Layout, read_examples
+from fedmezo.data.parse import read_examples
 from fedmezo.data.partition import Partition
+from fedmezo.data.rows import Layout
 from fedmezo.engines.distributed import Distributed
 from fedmezo.engines.rounds import Engine
 from fedmezo.errors import ConfigError
@@ -79,8 +80,9 @@ class Elsewhere:
                 f"with {len(self.kit.sites)} sites: set it to {len(self.kit.sites)}"
             )
         examples = [] if self.held_out is None else read_examples(self.held_out, Layout())
+        prompts = assemble.make_prompts(config, tuned.tokenizer)
         dataset = (
-            encode_examples(examples, tuned.tokenizer, config.llm.tok_len, assemble.cache_folder())
+            encode_examples(examples, tuned.tokenizer, config.llm.tok_len, assemble.cache_folder(), prompts)
             if examples
             else _no_examples()
         )
@@ -88,7 +90,7 @@ class Elsewhere:
             logger.info("evaluating on %d examples of the server's own", len(dataset))
         else:
             logger.info("nothing is evaluated: the server has no examples of its own (--held-out FILE)")
-        return held_out_only([examples[i] for i in dataset.kept], dataset, config)
+        return replace(held_out_only([examples[i] for i in dataset.kept], dataset, config), prompts=prompts)
 
     def engine(
         self, config: Config, tuned: TunedModel, holdings: Holdings, federation: Federation, downlink: Downlink

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from fedmezo.data.parse import Layout, read_examples
+from fedmezo.data.parse import read_examples
+from fedmezo.data.rows import Layout
 from fedmezo.errors import DataError
 from fedmezo.machines.flare.exchange import WORKER_SOCKET
 from fedmezo.machines.flare.party import party_command
