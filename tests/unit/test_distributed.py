@@ -7,13 +7,16 @@ from collections import deque
 import pytest
 import torch
 
-from fedmezo.engines.distributed import Arrival, Contact, Distributed
+from fedmezo.engines.distributed import Arrival, Distributed
+from fedmezo.engines.peers import Contact
 from fedmezo.errors import RunError
+from fedmezo.federation.aggregate import ReportRules
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.joining import UNKNOWN, Ready, Reason, RefusedTask, encode_ready, encode_refusal
 from fedmezo.federation.messages import encode_report
 from fedmezo.federation.round import ServerState
 from fedmezo.records import Report, RoundPlan
+from fedmezo.zo.estimate import Estimator
 
 STATE = ServerState(5, torch.zeros(10), "ab" * 32, {})
 PLAN = RoundPlan(5, (0, 1), (0.5, 0.5))
@@ -37,6 +40,7 @@ def engine(script: Script, min_clients: int = 1) -> Distributed:
     return Distributed(
         script,
         Downlink("scalars", 10, derivable=True),
+        rules=ReportRules("scalars", Estimator(eps=0.01), 1, 10),
         settings={},
         base_hash="ab" * 32,
         theta_hash="cd" * 32,

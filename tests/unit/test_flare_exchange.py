@@ -128,6 +128,7 @@ class Rig:
         self.engine = Distributed(
             self.link,
             Downlink("scalars", SIZE, derivable=True, snapshots=snapshots),
+            rules=federation().rules,
             settings={"seed": SEED},
             base_hash=BASE_HASH,
             theta_hash=state_hash(THETA),

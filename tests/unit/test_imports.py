@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "src" / "fedmezo"
 
 LAYERS = (
-    {"errors", "records"},
+    {"errors", "plain", "records"},
     {"arguments", "atomic", "completion", "config"},
     {"zo"},
     {"data", "models"},

@@ -125,6 +125,10 @@ class Federate(Section):
     """Which share of the clients takes part in a round, rounded down but at least one client; -1 is all."""
     min_clients: int = Field(1, ge=1)
     """A round needs this many usable reports."""
+    max_ratio: Annotated[float | None, Allowed("a number of at least 0")] = Field(None, ge=0)
+    """Refuse reports so many times larger than the round's median; 0 is off. Unset: 5 on several machines, else off."""
+    round_deadline: Annotated[float | None, Allowed("a number above 0")] = Field(None, gt=0)
+    """Several machines: seconds until a round closes without the rest. Unset: 60 and ten times what half of it took."""
     total_round_num: int = Field(50, ge=1, le=MAX_ROUNDS)
     """How many rounds to train."""
     protocol: Protocol = "scalars"
@@ -247,6 +251,8 @@ class Data(Section):
     """Arguments of the splitter, as a list of one mapping."""
     subsample: float = Field(1.0, gt=0, le=1)
     """Use only this share of the data set."""
+    keep_tokens: bool = True
+    """Keep the tokenised examples in the user's cache folder, where the owner alone can read them, for the next run."""
 
     @property
     def name(self) -> str:
@@ -368,7 +374,7 @@ class Zo(Section):
     noise: Literal["gaussian", "rademacher"] = "gaussian"
     """Distribution of the directions' elements."""
     clip: float = Field(0.0, ge=0)
-    """Largest size of a projected gradient; 0 is no limit."""
+    """Largest size of a projected gradient; 0 is no limit. Over several machines the default is 1 / (2 eps): a nat."""
 
 
 class Train(Section):

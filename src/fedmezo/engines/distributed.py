@@ -2,47 +2,38 @@
 
 A client that answers a first setup message takes part. Whoever cannot be reached is left out of the round, and the
 round ends when every client that can be reached has answered and enough have reported; with fewer it waits. A client
-that comes back says which state it knows and is brought up to date with its next task. Reports of another round are
-never used: a late answer is dropped here, and the aggregation checks once more.
+that comes back says which state it knows and is brought up to date with its next task.
+
+Nothing that a client says is believed before it is checked: who it is (the transport knows), that the message answers
+what it was sent, that a report is one. No client holds a round: whoever answers wrongly is set up again and not waited
+for, or barred (see `peers`), and so is whoever lets the deadline pass (see `patience`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, Protocol
 
+from fedmezo.engines.patience import Patience
+from fedmezo.engines.peers import Contact, Peer
 from fedmezo.engines.rounds import RoundResult
 from fedmezo.errors import RunError
+from fedmezo.federation.aggregate import ReportRules, report_fault, sort_reports
 from fedmezo.federation.downlink import Downlink
-from fedmezo.federation.joining import (
-    UNKNOWN,
-    Ready,
-    Reason,
-    RefusedTask,
-    Setup,
-    decode_joining,
-    encode_setup,
-)
+from fedmezo.federation.joining import Ready, Reason, RefusedTask, Setup, decode_joining, encode_setup
 from fedmezo.federation.messages import decode_report, encode_task
 from fedmezo.federation.round import ServerState
-from fedmezo.records import ClientTask, Report, RoundPlan, RoundRecord
+from fedmezo.plain import one_line
+from fedmezo.records import ClientTask, Refusal, Report, RoundPlan, RoundRecord
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_NOTICES = 60.0
 _MAX_REFUSALS = 2
 """In one round; a client that cannot be brought to the round's state by then is left out of it."""
-
-
-class Contact(Enum):
-    """What a transport knows of a client."""
-
-    AWAY = "away"  # it cannot be reached
-    COMING = "coming"  # it is expected, and has not answered yet
-    HERE = "here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +64,6 @@ class Transport(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class _Peer:
-    """A client as the server sees it."""
-
-    contact: Contact = Contact.AWAY
-    ready: Ready | None = None  # since it was last HERE
-    barred: str = ""  # why it cannot take part at all
-
-
-@dataclass(slots=True, eq=False)
 class _Round:
     """The round in hand."""
 
@@ -89,8 +71,14 @@ class _Round:
     state: ServerState
     pending: set[int] = field(default_factory=set)  # have been sent their task
     done: set[int] = field(default_factory=set)  # reported, or refused for good
-    refusals: dict[int, int] = field(default_factory=dict)
+    refusals: dict[int, int] = field(default_factory=dict)  # how often each client has said no
     reports: list[Report] = field(default_factory=list)
+    began: float = 0.0  # when the first task was sent
+    seconds: list[float] = field(default_factory=list)  # after which each report came
+    faults: list[Refusal] = field(default_factory=list)  # wrong answers
+    usable: int = 0  # of `judged` reports
+    unusable: list[Refusal] = field(default_factory=list)
+    judged: int = 0
 
 
 class Distributed:
@@ -99,12 +87,15 @@ class Distributed:
     Args:
         transport: reaches them.
         downlink: what each client knows.
+        rules: what a report must look like.
         settings: of every setup message.
         base_hash: of the server's base weights.
         theta_hash: of the initial theta that clients can derive.
         num_clients: of the federation.
         min_clients: reports without which a round goes on waiting.
         report_size: bytes that a report may have.
+        deadline: seconds after which a round closes with those who have reported; None for one by measurement.
+        clock: seconds from any origin.
     """
 
     def __init__(
@@ -112,20 +103,26 @@ class Distributed:
         transport: Transport,
         downlink: Downlink,
         *,
+        rules: ReportRules,
         settings: Mapping[str, Any],
         base_hash: str,
         theta_hash: str,
         num_clients: int,
         min_clients: int,
         report_size: int,
+        deadline: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport = transport
         self._downlink = downlink
+        self._rules = rules
         self._settings = settings
         self._hashes = (base_hash, theta_hash)
         self._min_clients = min_clients
         self._report_size = report_size
-        self._peers = {client: _Peer() for client in range(num_clients)}
+        self._patience = Patience(deadline)
+        self._clock = clock
+        self._peers = {client: Peer() for client in range(num_clients)}
         self._bytes_down: dict[int, int] = {}
         self._bytes_up: dict[int, int] = {}
         self._quiet_seconds = 0.0
@@ -137,6 +134,10 @@ class Distributed:
         this = self._round
         return this is not None and not this.pending and not this.reports
 
+    def barred(self, round_index: int) -> Set[int]:
+        """The clients that are barred from a round."""
+        return {client for client, peer in self._peers.items() if peer.is_barred(round_index)}
+
     def run_round(self, plan: RoundPlan, state: ServerState) -> RoundResult:
         """Send the plan to the cohort and collect its reports.
 
@@ -144,6 +145,9 @@ class Distributed:
             RunError: so many clients cannot take part at all that the rest are too few.
         """
         this = self._round = _Round(plan, state)
+        for client, peer in self._peers.items():
+            if peer.is_idle and self._may(this, client):  # its bar has ended
+                self._set_up(this, client)
         for client in plan.cohort:
             self._send_task(this, client)
         while not self._complete(this):
@@ -153,93 +157,194 @@ class Distributed:
             else:
                 self._take(this, arrival)
         self._round = None
-        down, up = self._bytes_down, self._bytes_up
-        self._bytes_down, self._bytes_up = {}, {}
-        batches = [ready.num_batches for report in this.reports if (ready := self._peers[report.client].ready)]
-        return RoundResult(tuple(this.reports), down, up, sum(batches))
+        return self._result(this)
 
     def close_round(self, record: RoundRecord) -> None:
         """Remember a committed round; only those who contributed are sure to know the state it started from."""
         self._downlink.close(record, [part.client for part in record.contributions])
 
+    def _result(self, this: _Round) -> RoundResult:
+        self._patience.learn(this.seconds)
+        if self._usable(this) < self._min_clients:  # the round fails for those
+            this.faults += this.unusable
+            refused = {refusal.client for refusal in this.unusable}
+            this.reports = [report for report in this.reports if report.client not in refused]
+        for refusal in this.unusable:
+            self._strike(this, refusal)
+        down, up = self._bytes_down, self._bytes_up
+        self._bytes_down, self._bytes_up = {}, {}
+        batches = [
+            min(ready.num_batches, report.num_examples)  # a batch has an example at least
+            for report in this.reports
+            if (ready := self._peers[report.client].ready)
+        ]
+        return RoundResult(tuple(this.reports), down, up, sum(batches), tuple(this.faults))
+
+    def _may(self, this: _Round, client: int) -> bool:
+        """Whether the client may take part: who is barred only if the round needs it."""
+        return client in this.plan.cohort or not self._peers[client].is_barred(this.plan.round)
+
     def _complete(self, this: _Round) -> bool:
-        open_ = [self._peers[client] for client in this.plan.cohort if client not in this.done]
+        open_ = [client for client in this.plan.cohort if client not in this.done]
         if not open_:
             return True
-        return len(this.reports) >= self._min_clients and all(
-            peer.contact is Contact.AWAY or peer.barred for peer in open_
-        )
+        awaited = [client for client in open_ if self._peers[client].is_awaited]
+        if (awaited and self._in_time(this)) or self._usable(this) < self._min_clients:
+            return False
+        for client in awaited:
+            self._give_up(this, client)
+        return True
+
+    def _usable(self, this: _Round) -> int:
+        """How many of the reports so far can be used."""
+        if this.judged < len(this.reports):
+            plan, state = this.plan, this.state
+            usable, this.unusable = sort_reports(plan, state.hash, this.reports, self._rules, state.histories)
+            this.usable, this.judged = len(usable), len(this.reports)
+        return this.usable
+
+    def _in_time(self, this: _Round) -> bool:
+        return not this.seconds or self._clock() - this.began < self._patience.deadline(this.seconds[-1])
+
+    def _give_up(self, this: _Round, client: int) -> None:
+        """Wait no longer for a client; one that is still loading its model has done nothing wrong."""
+        why = "it has not reported by the round's deadline"
+        if client in this.pending:
+            self._strike(this, Refusal(client, why))
+            this.faults.append(Refusal(client, why))
+        self._peers[client].trusted = False
+        logger.warning("round %d closes without client %d: %s", this.plan.round, client, why)
 
     def _take(self, this: _Round, arrival: Arrival) -> None:
         peer = self._peers[arrival.client]
         if arrival.answer is not None:
-            self._take_answer(this, arrival.client, arrival.answer)
+            _add(self._bytes_up, arrival.client, len(arrival.answer))
+            if peer.contact is not Contact.AWAY and self._may(this, arrival.client):
+                self._take_answer(this, arrival.client, arrival.answer)
             return
         if arrival.contact is not peer.contact:
             self._log_contact(arrival)
-        peer.contact, peer.ready = arrival.contact, None
+        peer.contact = arrival.contact
+        peer.forget()
         this.pending.discard(arrival.client)
         if arrival.contact is Contact.HERE:
-            base, theta = self._hashes
-            peer.barred = ""
-            self._send(
-                arrival.client, encode_setup(Setup(arrival.client, this.plan.round, base, theta, self._settings)), 0
-            )
+            peer.excluded = ""
+            if self._may(this, arrival.client):
+                self._set_up(this, arrival.client)
 
     def _take_answer(self, this: _Round, client: int, answer: bytes) -> None:
-        _add(self._bytes_up, client, len(answer))
         try:
-            joining = decode_joining(answer)
-            report = decode_report(answer) if joining is None else None
+            message = decode_joining(answer) or decode_report(answer)
+            if message.client != client:
+                raise RunError(f"it speaks for client {message.client}")
         except RunError as error:
-            self._leave_out(this, client, f"sent what cannot be read: {error}")
+            self._wrong(this, client, f"sent what is no answer of its own: {one_line(str(error))}")
             return
-        if isinstance(joining, Ready):
-            self._take_ready(this, client, joining)
-        elif isinstance(joining, RefusedTask):
-            self._take_refusal(this, client, joining)
-        elif report is not None and client in this.pending and report.round == this.plan.round:
-            this.pending.discard(client)
-            this.done.add(client)
-            this.reports.append(report)
+        if isinstance(message, Ready):
+            self._take_ready(this, client, message)
+        elif isinstance(message, RefusedTask):
+            self._take_refusal(this, client, message)
+        else:
+            self._take_report(this, client, message)
 
     def _take_ready(self, this: _Round, client: int, ready: Ready) -> None:
-        self._peers[client].ready = ready
-        self._downlink.learn(client, None if ready.known_round == UNKNOWN else ready.known_round)
+        peer = self._peers[client]
+        if not peer.owes_ready or ready.num_examples < 1 or ready.num_batches < 1:
+            self._wrong(this, client, "says that it is ready, out of turn or without data")
+            return
+        peer.ready, peer.owes_ready = ready, False
+        self._downlink.learn(client, ready.known_round if 0 <= ready.known_round <= this.plan.round else None)
         self._send_task(this, client)
 
-    def _take_refusal(self, this: _Round, client: int, refusal: RefusedTask) -> None:
+    def _take_report(self, this: _Round, client: int, report: Report) -> None:
         peer = self._peers[client]
-        if peer.ready is None:  # it refuses the setup
-            peer.barred = refusal.text
-            logger.warning("client %d cannot take part: %s", client, refusal.text)
-            self._require_enough()
+        if self._is_late(this, client, report.round):
             return
-        if refusal.round != this.plan.round or client not in this.pending:
+        if client not in this.pending:
+            self._wrong(this, client, "reports without a task")
+            return
+        if (fault := report_fault(report, this.plan, this.state.hash, self._rules)) is not None:
+            self._wrong(this, client, f"sent a report that cannot be: {fault}")
             return
         this.pending.discard(client)
+        this.done.add(client)
+        this.reports.append(report)
+        this.seconds.append(self._clock() - this.began)
+        peer.owes_round = None
+        peer.praise()
+
+    def _take_refusal(self, this: _Round, client: int, refusal: RefusedTask) -> None:
+        peer, said = self._peers[client], one_line(refusal.text)
+        if peer.owes_ready:  # it refuses the setup
+            peer.owes_ready = False
+            peer.excluded = said
+            logger.warning("client %d cannot take part: %s", client, said)
+            self._require_enough()
+            return
+        if self._is_late(this, client, refusal.round):
+            return
+        if refusal.round != this.plan.round or client not in this.pending:
+            self._wrong(this, client, "refuses a task that it does not have")
+            return
+        peer.owes_round = None
         this.refusals[client] = this.refusals.get(client, 0) + 1
-        if refusal.reason is Reason.NOT_SET_UP:
-            self._take(this, Arrival(client, Contact.HERE))
-        elif refusal.reason is Reason.OTHER_STATE and this.refusals[client] < _MAX_REFUSALS:
+        last = this.refusals[client] >= _MAX_REFUSALS
+        if refusal.reason is Reason.NOT_SET_UP and not last:
+            this.pending.discard(client)
+            self._set_up(this, client)
+        elif refusal.reason is Reason.OTHER_STATE and not last:
             self._downlink.learn(client, None)
             self._send_task(this, client)
         else:
-            self._leave_out(this, client, refusal.text)
+            logger.warning("round %d: client %d is left out: %s", this.plan.round, client, said)
+            this.pending.discard(client)
+            this.done.add(client)
 
-    def _leave_out(self, this: _Round, client: int, why: str) -> None:
-        logger.warning("round %d: client %d is left out: %s", this.plan.round, client, why)
-        this.pending.discard(client)
-        this.done.add(client)
+    def _is_late(self, this: _Round, client: int, round_index: int) -> bool:
+        """Whether an answer is one to a task of an earlier round; its client is welcome back and gets the next task."""
+        peer = self._peers[client]
+        if peer.owes_round is None or peer.owes_round == this.plan.round or peer.owes_round != round_index:
+            return False
+        peer.owes_round, peer.trusted = None, True
+        self._send_task(this, client)
+        return True
+
+    def _wrong(self, this: _Round, client: int, why: str) -> None:
+        """Set a client up again that has answered wrongly, or bar it."""
+        logger.warning("round %d: client %d %s", this.plan.round, client, why)
+        refusal = Refusal(client, why)
+        this.faults.append(refusal)
+        if not self._strike(this, refusal):
+            self._set_up(this, client)
+
+    def _strike(self, this: _Round, refusal: Refusal) -> bool:
+        """Note a wrong answer; returns whether its client is barred for it."""
+        client = refusal.client
+        rounds = self._peers[client].strike(this.plan.round)
+        if rounds:
+            logger.warning("client %d is barred for %d rounds", client, rounds)
+            this.pending.discard(client)
+            this.done.add(client)
+        return rounds > 0
+
+    def _set_up(self, this: _Round, client: int) -> None:
+        """Ask a client to load what the run needs, and to say what it knows of it."""
+        base, theta = self._hashes
+        self._peers[client].forget()
+        self._peers[client].owes_ready = True
+        self._send(client, encode_setup(Setup(client, this.plan.round, base, theta, self._settings)), 0)
 
     def _send_task(self, this: _Round, client: int) -> None:
-        """Send a client its task, if it is there for it."""
-        plan = this.plan
-        if client not in plan.cohort or client in this.done or self._peers[client].ready is None:
+        """Send a client its task, if it is there for it and has answered the one before."""
+        plan, peer = this.plan, self._peers[client]
+        if client not in plan.cohort or client in this.done or peer.ready is None or peer.owes_round is not None:
             return
         task = ClientTask(plan.round, client, dict(zip(plan.cohort, plan.rates, strict=True))[client])
         message = encode_task(task, this.state.hash, self._downlink.way(client, this.state))
+        if not this.pending and len(this.reports) < self._min_clients:
+            this.began = self._clock()  # anew if all were away in between
         this.pending.add(client)
+        peer.owes_round = plan.round
         self._send(client, message, self._report_size)
 
     def _send(self, client: int, message: bytes, answer_size: int) -> None:
@@ -247,9 +352,9 @@ class Distributed:
         self._transport.send(client, message, answer_size)
 
     def _require_enough(self) -> None:
-        barred = {client: peer.barred for client, peer in self._peers.items() if peer.barred}
-        if len(self._peers) - len(barred) < self._min_clients:
-            why = "; ".join(f"client {client}: {text}" for client, text in barred.items())
+        excluded = {client: peer.excluded for client, peer in self._peers.items() if peer.excluded}
+        if len(self._peers) - len(excluded) < self._min_clients:
+            why = "; ".join(f"client {client}: {text}" for client, text in excluded.items())
             raise RunError(f"too few sites can take part (federate.min_clients is {self._min_clients}). {why}")
 
     def _log_contact(self, arrival: Arrival) -> None:
@@ -258,7 +363,9 @@ class Distributed:
         logger.log(level, "client %d %s", arrival.client, words[arrival.contact])
 
     def _notice_waiting(self, this: _Round) -> None:
-        if any(self._peers[client].contact is Contact.HERE for client in this.plan.cohort if client not in this.done):
+        open_ = [self._peers[client] for client in this.plan.cohort if client not in this.done]
+        is_at_work = any(peer.contact is Contact.HERE for peer in open_)
+        if is_at_work and (self._in_time(this) or len(this.reports) >= self._min_clients):
             self._quiet_seconds = 0.0
             return
         if self._quiet_seconds % _SECONDS_BETWEEN_NOTICES == 0:
@@ -266,7 +373,7 @@ class Distributed:
                 logger.info("round %d begins when clients that can take part are here", this.plan.round)
             else:
                 logger.warning(
-                    "round %d waits: %d of at least %d clients have reported, the others cannot be reached",
+                    "round %d waits: %d of at least %d clients have reported, the others are away or do not answer",
                     this.plan.round,
                     len(this.reports),
                     self._min_clients,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Protocol
 
 from fedmezo.federation.round import ServerState
-from fedmezo.records import Report, RoundPlan, RoundRecord
+from fedmezo.records import Refusal, Report, RoundPlan, RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +18,15 @@ class RoundResult:
     bytes_down: Mapping[int, int]
     bytes_up: Mapping[int, int]
     num_batches: int  # that the clients worked through together
+    refusals: tuple[Refusal, ...] = ()  # of what came instead of a report, or of one that cannot be
 
 
 class Engine(Protocol):
     """Where clients run."""
+
+    def barred(self, round_index: int) -> Set[int]:
+        """The clients that have done wrong and are not to take part in this round."""
+        ...
 
     def run_round(self, plan: RoundPlan, state: ServerState) -> RoundResult:
         """Send the plan to the cohort and collect its reports."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from fedmezo.engines.rounds import RoundResult
@@ -28,6 +28,10 @@ class Simulation:
     data: Mapping[int, ClientData]
     downlink: Downlink
     group_size: int = 1
+
+    def barred(self, round_index: int) -> Set[int]:
+        """None: the clients are ours."""
+        return frozenset()
 
     def run_round(self, plan: RoundPlan, state: ServerState) -> RoundResult:
         """Send the plan to the cohort and collect its reports."""

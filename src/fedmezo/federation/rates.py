@@ -19,16 +19,19 @@ ROUND_WISE = "round-wise"
 FIVE_ROUND = "five-round"
 MODEL_DIFF = "model-diff"
 
+LARGEST_LOSS = 1000.0
+"""In nats per token: twenty times that of a model that knows nothing of a vocabulary of 2^64 tokens."""
 WINDOW = 5
 """Rounds that `five-round` averages a client's loss over."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientHistory:
-    """What the server remembers of a client for its rate."""
+    """What the server remembers of a client for its rate, and to know what is usual of it."""
 
     losses: tuple[float, ...] = ()  # train losses of its last rounds, at most WINDOW, newest last
     drift: float | None = None  # D_i of its last round, in a model-diff run
+    powers: tuple[float, ...] = ()  # mean squares of its scalars in its last rounds, at most WINDOW, newest last
 
 
 Histories = Mapping[int, ClientHistory]
@@ -69,9 +72,16 @@ def remember(histories: Histories, record: RoundRecord) -> dict[int, ClientHisto
     after = dict(histories)
     for part in record.contributions:
         known = after.get(part.client, ClientHistory())
-        losses = (*known.losses, part.train_loss)[-WINDOW:]
-        after[part.client] = replace(known, losses=losses, drift=part.drift)
+        loss = min(part.train_loss, LARGEST_LOSS)  # a journal may be older than the bound
+        losses = (*known.losses, loss)[-WINDOW:]
+        powers = (*known.powers, mean_square(part.scalars))[-WINDOW:] if part.scalars else ()
+        after[part.client] = replace(known, losses=losses, drift=part.drift, powers=powers)
     return after
+
+
+def mean_square(scalars: Sequence[float]) -> float:
+    """The mean of the squares; 0 of nothing."""
+    return sum(g * g for g in scalars) / len(scalars) if scalars else 0.0
 
 
 def spread(values: Sequence[float | None]) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -75,29 +75,49 @@ def initial_state(theta: Tensor) -> ServerState:
     return ServerState(0, theta, state_hash(theta), {})
 
 
-def plan_round(federation: Federation, state: ServerState) -> RoundPlan:
-    """The cohort, a function of (seed, round), in ascending order, and each member's rate."""
-    cohort = _cohort(federation, state.round)
+def plan_round(federation: Federation, state: ServerState, barred: Collection[int] = ()) -> RoundPlan:
+    """The cohort, a function of (seed, round), in ascending order, and each member's rate.
+
+    Whoever is barred gives place to the next in order; as many of them stay as are needed for the fewest reports.
+    """
+    cohort = _cohort(federation, state.round, barred)
     rates = client_rates(federation.strategy, federation.seed, state.round, cohort, state.histories)
     return RoundPlan(state.round, cohort, rates)
 
 
-def _cohort(federation: Federation, round_index: int) -> tuple[int, ...]:
+def _cohort(federation: Federation, round_index: int, barred: Collection[int]) -> tuple[int, ...]:
     if federation.lone_client is not None:
         return (federation.lone_client,)
     order = permutation(Stream(federation.seed, Purpose.COHORT, round_index), federation.num_clients)
-    return tuple(sorted(order[: federation.cohort_size].tolist()))
+    if not barred:
+        return tuple(sorted(order[: federation.cohort_size].tolist()))
+    by_turn: list[int] = order.tolist()
+    welcome = [client for client in by_turn if client not in barred][: federation.cohort_size]
+    missing = max(0, federation.min_clients - len(welcome))
+    return tuple(sorted(welcome + [client for client in by_turn if client in barred][:missing]))
 
 
 def close_round_(
-    federation: Federation, state: ServerState, plan: RoundPlan, reports: Sequence[Report]
+    federation: Federation,
+    state: ServerState,
+    plan: RoundPlan,
+    reports: Sequence[Report],
+    earlier: Sequence[Refusal] = (),
 ) -> tuple[ServerState, RoundRecord]:
     """Average the usable reports into theta, which is changed in place, and record what was done.
+
+    Args:
+        federation: the server's choices.
+        state: before the round.
+        plan: of the round.
+        reports: of its clients.
+        earlier: what was refused before it was a report.
 
     Raises:
         TrainingError: fewer than `min_clients` reports are usable; theta is as it was.
     """
-    accepted, refusals = sort_reports(plan, state.hash, reports, federation.rules)
+    accepted, refused = sort_reports(plan, state.hash, reports, federation.rules, state.histories)
+    refusals = [*earlier, *refused]
     if len(accepted) < federation.min_clients:
         raise TrainingError(_too_few(federation, plan, accepted, refusals))
     contributions = _contributions(plan, accepted, average_weights(accepted, equal=federation.equal_weights))

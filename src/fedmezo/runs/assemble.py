@@ -105,7 +105,7 @@ def load_holdings(config: Config, tokenizer: PreTrainedTokenizerFast, console: C
         categories = [example.category for example in examples]
         examples = [examples[i] for i in subsample(categories, config.data.subsample, rng)]
     prompts = make_prompts(config, tokenizer)
-    dataset = encode_examples(examples, tokenizer, config.llm.tok_len, cache_folder(), prompts)
+    dataset = encode_examples(examples, tokenizer, config.llm.tok_len, tokens_folder(config), prompts)
     kept = tuple(examples[i] for i in dataset.kept)
     splitter = make_splitter(config.data.splitter, config.data.alpha)
     categories = [example.category for example in kept]
@@ -139,8 +139,10 @@ def prompt_notices(holdings: Holdings) -> list[str]:
     return ["the model has a chat template of its own, but is asked in the Alpaca prompt; to use it: data.format: chat"]
 
 
-def cache_folder() -> Path:
-    """Where tokenised data sets are kept: under `$XDG_CACHE_HOME`, by default ~/.cache."""
+def tokens_folder(config: Config) -> Path | None:
+    """Where tokenised data sets are kept, if they may be: under `$XDG_CACHE_HOME`, by default ~/.cache."""
+    if not config.data.keep_tokens:
+        return None
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedmezo"
 
 
@@ -225,11 +227,14 @@ def _make_noise(config: Config, model: CausalLM) -> Noise:
 def make_federation(config: Config, model: CausalLM) -> Federation:
     """What the server needs in each round."""
     train, federate = config.train, config.federate
+    batches = make_schedule(config).batches
     rules = ReportRules(
         protocol=federate.protocol,
         estimator=make_estimator(config, model) if config.trainer.type == MEZO else None,
-        steps=train.local_update_steps if train.batch_or_epoch == "batch" else None,
+        steps=train.local_update_steps if batches else None,
         num_parameters=model.segments[-1].stop,
+        most_examples=batches * config.dataloader.batch_size if batches else None,
+        max_ratio=federate.max_ratio or 0.0,
     )
     return Federation(
         seed=config.seed,

@@ -10,17 +10,18 @@ import logging
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from fedmezo.data.encode import EncodedDataset
 from fedmezo.engines.rounds import Engine, RoundResult
+from fedmezo.errors import TrainingError
 from fedmezo.federation.aggregate import WEIGHTS
 from fedmezo.federation.messages import BYTES_PER_PARAMETER
 from fedmezo.federation.round import Federation, ServerState, close_round_, plan_round
-from fedmezo.records import RoundPlan, RoundRecord
+from fedmezo.records import Refusal, RoundRecord
 from fedmezo.results.console import RoundProgress, RoundStatus
 from fedmezo.results.metrics import Metric, Sink, measured
 from fedmezo.runs.evaluate import Evaluable, Indices, evaluate
@@ -128,18 +129,36 @@ class Training:
 
     def _round(self) -> RoundStatus:
         started = time.monotonic()
-        plan = plan_round(self.federation, self.state)
-        result = self.engine.run_round(plan, self.state)
-        self.state, record = close_round_(self.federation, self.state, plan, result.reports)
-        for refusal in record.refusals:
+        record, result = self._closed_round()
+        for refusal in record.refusals[len(result.refusals) :]:  # of the others the engine has told
             logger.warning("round %d: client %d was refused: %s", record.round, refusal.client, refusal.reason)
-        metrics = round_metrics(record, result) + self._costs(plan, result.num_batches)
+        metrics = round_metrics(record, result) + self._costs(record.cohort, result.num_batches)
         if self.evaluation.due(self.state.round, self.rounds):
             metrics += self._evaluate()
         metrics.append(measured("seconds", time.monotonic() - started, round_index=self.state.round))
         self._write(metrics)
         self._commit(record)
         return _status(self.state.round, metrics)
+
+    def _closed_round(self) -> tuple[RoundRecord, RoundResult]:
+        """Have the round run and close it; with another cohort while it fails for clients that were barred meanwhile.
+
+        Raises:
+            TrainingError: too few usable reports, and nobody was barred for it.
+        """
+        refusals: tuple[Refusal, ...] = ()
+        while True:
+            barred = self.engine.barred(self.state.round)
+            plan = plan_round(self.federation, self.state, barred)
+            result = self.engine.run_round(plan, self.state)
+            refusals += result.refusals
+            try:
+                self.state, record = close_round_(self.federation, self.state, plan, result.reports, refusals)
+            except TrainingError:
+                if self.engine.barred(self.state.round) <= barred:
+                    raise
+            else:
+                return record, replace(result, refusals=refusals)
 
     def _commit(self, record: RoundRecord) -> None:
         here = self.state.round
@@ -182,9 +201,9 @@ class Training:
                 self.evaluations.append((self.state.round, result.loss))
         return metrics
 
-    def _costs(self, plan: RoundPlan, num_batches: int) -> list[Metric]:
-        here = plan.round + 1
-        whole = 2 * len(plan.cohort) * BYTES_PER_PARAMETER * self.federation.rules.num_parameters
+    def _costs(self, cohort: Sequence[int], num_batches: int) -> list[Metric]:
+        here = self.state.round
+        whole = 2 * len(cohort) * BYTES_PER_PARAMETER * self.federation.rules.num_parameters
         return [
             measured("bytes_full_adapters", whole, round_index=here),
             measured("forward_passes", num_batches * self.forward_passes_per_batch, round_index=here),

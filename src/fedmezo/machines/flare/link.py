@@ -12,7 +12,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedmezo.engines.distributed import Arrival, Contact
+from fedmezo.engines.distributed import Arrival
+from fedmezo.engines.peers import Contact
 from fedmezo.machines.frames import Values, listen, receive_frame, send_frame
 
 logger = logging.getLogger(__name__)

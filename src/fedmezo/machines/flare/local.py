@@ -21,6 +21,7 @@ from fedmezo.errors import ConfigError
 from fedmezo.machines.flare.kits import provision
 from fedmezo.machines.flare.project import Kit, Project
 from fedmezo.machines.flare.serve import Elsewhere
+from fedmezo.machines.guards import guarded
 from fedmezo.machines.processes import stop
 from fedmezo.machines.shards import write_holdings
 from fedmezo.runs import assemble
@@ -43,7 +44,7 @@ def run_here(config: Config, notices: tuple[str, ...]) -> int:
         )
     # Without lanes, and not compiled, a resume, which simulates the clients, goes on to the bit.
     train = config.train.model_copy(update={"lanes": 1, "compile": False})
-    config = config.model_copy(update={"train": train})
+    config = guarded(config.model_copy(update={"train": train}))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmezo-")))
         names = tuple(f"site-{client}" for client in range(config.federate.client_num))

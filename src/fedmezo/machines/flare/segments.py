@@ -22,7 +22,7 @@ from nvflare.apis.fl_exception import FLCommunicationError
 from nvflare.fuel.flare_api import api_spec
 from nvflare.fuel.flare_api.flare_api import Session
 
-from fedmezo.engines.distributed import Contact
+from fedmezo.engines.peers import Contact
 from fedmezo.machines.flare.exchange import SERVER_SOCKET
 from fedmezo.machines.flare.kits import OPERATOR, OPERATOR_FOLDER, SERVER_RELAY, SITE_RELAY, place_server
 from fedmezo.machines.flare.link import Link

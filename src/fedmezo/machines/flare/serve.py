@@ -29,6 +29,7 @@ from fedmezo.federation.round import Federation
 from fedmezo.machines.flare.link import Link
 from fedmezo.machines.flare.project import Kit
 from fedmezo.machines.flare.segments import Segments
+from fedmezo.machines.guards import guarded
 from fedmezo.machines.settings import shared_settings
 from fedmezo.records import Example
 from fedmezo.runs import assemble
@@ -82,7 +83,7 @@ class Elsewhere:
         examples = [] if self.held_out is None else read_examples(self.held_out, Layout())
         prompts = assemble.make_prompts(config, tuned.tokenizer)
         dataset = (
-            encode_examples(examples, tuned.tokenizer, config.llm.tok_len, assemble.cache_folder(), prompts)
+            encode_examples(examples, tuned.tokenizer, config.llm.tok_len, assemble.tokens_folder(config), prompts)
             if examples
             else _no_examples()
         )
@@ -105,12 +106,14 @@ class Elsewhere:
         self._engine = Distributed(
             link,
             downlink,
+            rules=rules,
             settings=shared_settings(config, str(tuned.dtype).removeprefix("torch.")),
             base_hash=tuned.base_hash,
             theta_hash=state_hash(tuned.theta),
             num_clients=federation.num_clients,
             min_clients=federation.min_clients,
             report_size=BYTES_PER_PARAMETER * rules.num_parameters if as_weights else LARGEST_SCALARS_REPORT,
+            deadline=config.federate.round_deadline,
         )
         return self._engine
 
@@ -163,7 +166,7 @@ def serve(
     """
     require_port(kit.port)
     with ExitStack() as stack:
-        return run(config, notices, Elsewhere(kit, stack, wait_seconds, held_out))
+        return run(guarded(config), notices, Elsewhere(kit, stack, wait_seconds, held_out))
 
 
 def go_on(kit: Kit, folder: Path, *, wait_seconds: float, held_out: Path | None, force: bool = False) -> int:

@@ -1,0 +1,336 @@
+"""One dishonest client among honest ones, over a transport that is played: it is named, and neither holds nor ruins."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+
+from fedmezo.engines.distributed import Arrival, Distributed
+from fedmezo.engines.peers import Contact
+from fedmezo.federation.aggregate import ReportRules
+from fedmezo.federation.clients import ZerothOrderClients
+from fedmezo.federation.downlink import Downlink
+from fedmezo.federation.joining import Ready, Reason, RefusedTask, Setup, encode_ready, encode_refusal, is_setup
+from fedmezo.federation.messages import decode_report, encode_report
+from fedmezo.federation.rates import RateStrategy
+from fedmezo.federation.round import Federation, ServerState, close_round_, initial_state, plan_round, replay_round_
+from fedmezo.machines.site import Loaded, Site
+from fedmezo.records import Refusal, Report, RoundRecord
+from fedmezo.zo.arithmetic import state_hash
+from fedmezo.zo.estimate import Estimator
+from tests.toy import SIZE, Quadratic, ToyData, toy_segments
+
+CLIENTS = 4
+LIAR = 2
+HONEST = [0, 1, 3]
+ROUNDS = 40
+SEED = 11
+ESTIMATOR = Estimator(eps=0.01)
+THETA = torch.linspace(-1.0, 1.0, SIZE)
+BASE_HASH = "ab" * 32
+SECONDS_OF_WORK = 1.0
+
+Attack = Callable[[bytes, bytes], bytes | None]
+"""What is sent in answer to a message in place of the honest answer; None is nothing, ever."""
+
+
+@dataclass
+class Stage:
+    """A transport with sites behind it, in which time passes only while somebody waits."""
+
+    protocol: str
+    attack: Attack
+    flaps: bool = False
+    now: float = 0.0
+    news: list[tuple[float, int, Arrival]] = field(default_factory=list)
+    sent: int = 0
+
+    def __post_init__(self) -> None:
+        self.sites = [Site(self._load) for _ in range(CLIENTS)]
+        for client in range(CLIENTS):
+            self._tell(0.0, Arrival(client, Contact.HERE))
+
+    def _load(self, setup: Setup) -> Loaded:
+        work = ZerothOrderClients(Quadratic(), ESTIMATOR, SEED, self.protocol)
+        return Loaded(work, ToyData(setup.client), BASE_HASH, THETA, SEED, ESTIMATOR)
+
+    def _tell(self, seconds: float, arrival: Arrival) -> None:
+        self.sent += 1
+        heapq.heappush(self.news, (self.now + seconds, self.sent, arrival))
+
+    def send(self, client: int, message: bytes, answer_size: int) -> None:
+        answer: bytes | None = self.sites[client].answer(message)
+        assert answer is not None
+        if client == LIAR:
+            if self.flaps:
+                for seconds, contact in ((0.5, Contact.AWAY), (1.0, Contact.HERE)):
+                    self._tell(seconds, Arrival(client, contact))
+                return
+            answer = self.attack(message, answer)
+        if answer is not None:
+            self._tell(SECONDS_OF_WORK, Arrival(client, Contact.HERE, answer))
+
+    def receive(self, seconds: float) -> Arrival | None:
+        assert self.now < 1e5, "the run is held"
+        if not self.news or self.news[0][0] > self.now + seconds:
+            self.now += seconds
+            return None
+        self.now, _, arrival = heapq.heappop(self.news)
+        return arrival
+
+
+def federation(protocol: str, cohort_size: int = CLIENTS, min_clients: int = 2) -> Federation:
+    return Federation(
+        seed=SEED,
+        num_clients=CLIENTS,
+        cohort_size=cohort_size,
+        min_clients=min_clients,
+        equal_weights=False,
+        strategy=RateStrategy("five-round", 0.01, 0.005),
+        rules=ReportRules(protocol, ESTIMATOR, 4, SIZE, most_examples=8, max_ratio=5.0),
+        segments=toy_segments(),
+    )
+
+
+@dataclass
+class Outcome:
+    """A run's end."""
+
+    state: ServerState
+    records: list[RoundRecord]
+    seconds: float
+
+    @property
+    def refusals(self) -> list[Refusal]:
+        return [refusal for record in self.records for refusal in record.refusals]
+
+
+def play(attack: Attack, protocol: str = "scalars", *, flaps: bool = False, rounds: int = ROUNDS) -> Outcome:
+    chosen, stage = federation(protocol), Stage(protocol, attack, flaps)
+    engine = Distributed(
+        stage,
+        Downlink(protocol, SIZE, derivable=True),
+        rules=chosen.rules,
+        settings={},
+        base_hash=BASE_HASH,
+        theta_hash=state_hash(THETA),
+        num_clients=CLIENTS,
+        min_clients=chosen.min_clients,
+        report_size=0,
+        clock=lambda: stage.now,
+    )
+    state, records = initial_state(THETA.clone()), []
+    for _ in range(rounds):
+        plan = plan_round(chosen, state, engine.barred(state.round))
+        result = engine.run_round(plan, state)
+        state, record = close_round_(chosen, state, plan, result.reports, result.refusals)
+        engine.close_round(record)
+        records.append(record)
+    return Outcome(state, records, stage.now)
+
+
+def honest(message: bytes, answer: bytes) -> bytes:
+    return answer
+
+
+def on_task(attack: Attack) -> Attack:
+    return lambda message, answer: answer if is_setup(message) else attack(message, answer)
+
+
+def on_setup(attack: Attack) -> Attack:
+    return lambda message, answer: attack(message, answer) if is_setup(message) else answer
+
+
+def lying(change: Callable[[Report], Report]) -> Attack:
+    def attack(message: bytes, answer: bytes) -> bytes:
+        if not answer.startswith(b"FMZR"):
+            return answer
+        return encode_report(change(decode_report(answer)))
+
+    return attack
+
+
+def times(factor: float) -> Attack:
+    def change(report: Report) -> Report:
+        if report.update is not None:
+            return replace(report, update=report.update * factor)
+        return replace(report, scalars=tuple(factor * g for g in report.scalars or ()))
+
+    return lying(change)
+
+
+def refusing(reason: Reason, round_index: int | None, text: str = "no", client: int = LIAR) -> Attack:
+    def attack(message: bytes, answer: bytes) -> bytes:
+        own = int.from_bytes(message[5:9], "little")  # the round of a task
+        return encode_refusal(RefusedTask(client, own if round_index is None else round_index, reason, -1, text))
+
+    return on_task(attack)
+
+
+READY = encode_ready(Ready(LIAR, 0, 8, 4))
+WRONG: dict[str, tuple[Attack, str]] = {
+    "reports as another client": (lying(lambda r: replace(r, client=1)), "it speaks for client 1"),
+    "reports as a client that does not exist": (lying(lambda r: replace(r, client=99)), "it speaks for client 99"),
+    "is ready as another client": (on_setup(lambda m, a: encode_ready(Ready(1, 0, 8, 4))), "it speaks for client 1"),
+    "refuses as another client": (refusing(Reason.FAILED, None, client=1), "it speaks for client 1"),
+    "reports of another round": (lying(lambda r: replace(r, round=r.round + 1)), "it is of round"),
+    "reports of no round": (lying(lambda r: replace(r, round=2**32 - 1)), "it is of round 4294967295"),
+    "reports from another state": (lying(lambda r: replace(r, state_hash="00" * 32)), "it started from the state"),
+    "answers a task with noise": (on_task(lambda m, a: b"\x1b[31mwhat?"), "no answer of its own"),
+    "answers a setup with noise": (on_setup(lambda m, a: b"?"), "no answer of its own"),
+    "answers a setup with a cut answer": (on_setup(lambda m, a: a[:-1]), "no answer of its own"),
+    "answers a setup with a report": (on_setup(lambda m, a: _a_report()), "reports without a task"),
+    "answers a task with being ready": (on_task(lambda m, a: READY), "out of turn"),
+    "answers with nothing in it": (on_task(lambda m, a: b""), "no answer of its own"),
+    "is ready without data": (on_setup(lambda m, a: encode_ready(Ready(LIAR, 0, 0, 0))), "without data"),
+    "refuses another round": (refusing(Reason.FAILED, 77), "refuses a task that it does not have"),
+    "never reports": (on_task(lambda m, a: None), "it has not reported by the round's deadline"),
+    "counts as many examples as fit": (lying(lambda r: replace(r, num_examples=2**32 - 1)), "counts 4294967295"),
+    "skips more steps than there are": (lying(lambda r: replace(r, skipped_steps=5)), "5 skipped steps cannot be"),
+    "has a loss that overflows": (lying(lambda r: replace(r, train_loss=1.7e308)), "its train loss is 1.7e+308"),
+    "has a loss below zero": (lying(lambda r: replace(r, train_loss=-1.0)), "its train loss is -1"),
+    "sends scalars a thousand times as large": (times(1024.0), "its scalars are"),
+    "sends scalars sixty times as large": (times(-64.0), "its scalars are"),
+}
+
+
+def _a_report() -> bytes:
+    return encode_report(Report(0, LIAR, state_hash(THETA), 8, 1.0, 0, scalars=(1.0,) * 4))
+
+
+def require_survival(outcome: Outcome, reason: str) -> None:
+    """The honest contributed to every round, the journal replays, the offender and nobody else is named."""
+    assert len(outcome.records) == ROUNDS
+    for record in outcome.records:
+        clients = [part.client for part in record.contributions]
+        assert [client for client in clients if client != LIAR] == HONEST
+    assert {refusal.client for refusal in outcome.refusals} == {LIAR}
+    assert any(reason in refusal.reason for refusal in outcome.refusals), outcome.refusals
+    assert bool(torch.isfinite(outcome.state.theta).all())
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_honest_end_their_run_and_the_offender_is_named(name: str) -> None:
+    attack, reason = WRONG[name]
+    outcome = play(attack)
+    require_survival(outcome, reason)
+    assert len(outcome.refusals) <= 6  # barred for 10 rounds, then 20, then 40
+    state = initial_state(THETA.clone())
+    for record in outcome.records:
+        state = replay_round_(federation("scalars"), state, record)
+        assert state.hash == record.state_hash
+    without = play(lambda message, answer: None)
+    assert torch.dist(outcome.state.theta, without.state.theta) < 0.02 * torch.dist(THETA, without.state.theta)
+
+
+@pytest.mark.parametrize(
+    ("attack", "reason"),
+    [
+        (lying(lambda r: replace(r, update=torch.full((SIZE,), math.inf))), "not finite"),
+        (lying(lambda r: replace(r, update=torch.full((SIZE,), 3e38))), "its update changes a parameter by 3e+38"),
+        (times(1000.0), "its update changes a parameter by"),
+        (times(-64.0), "its update is"),
+        (lying(lambda r: replace(r, update=None, scalars=(1.0,) * 4)), "no update of 10"),
+    ],
+    ids=["infinite", "3e38", "x1000", "turned x64", "scalars"],
+)
+def test_updates_are_bounded_by_those_of_the_honest(attack: Attack, reason: str) -> None:
+    require_survival(play(attack, "weights"), reason)
+
+
+@pytest.mark.parametrize("reason", [Reason.NOT_SET_UP, Reason.OTHER_STATE, Reason.STALE, Reason.FAILED])
+def test_who_says_no_for_ever_holds_nobody(reason: Reason) -> None:
+    """It is not barred, as an honest site whose work fails says the same."""
+    outcome = play(refusing(reason, None))
+    assert all([part.client for part in record.contributions] == HONEST for record in outcome.records)
+    assert outcome.seconds < 8 * ROUNDS
+
+
+def test_who_never_is_ready_is_waited_for_once() -> None:
+    outcome = play(on_setup(lambda message, answer: None))
+    assert all([part.client for part in record.contributions] == HONEST for record in outcome.records)
+    assert outcome.refusals == []  # it may be loading a large model
+    assert outcome.seconds < 600 + 10 * 3 + 2 * ROUNDS
+
+
+def test_who_comes_and_goes_is_waited_for_once() -> None:
+    outcome = play(honest, flaps=True)
+    assert all([part.client for part in record.contributions] == HONEST for record in outcome.records)
+    assert outcome.seconds < 600 + 10 * 3 + 3 * ROUNDS
+
+
+def test_what_a_silent_client_costs_is_bounded() -> None:
+    """A deadline for the first time, and one for each time that it is barred for twice as long."""
+    first, usual = 600 + 10 * 2, 60 + 10
+    assert play(on_task(lambda message, answer: None)).seconds < first + 4 * usual + 2 * ROUNDS
+
+
+def test_a_slow_client_takes_part_when_it_can() -> None:
+    """Its late reports are dropped, and it has the next task when it has sent them."""
+    chosen = federation("scalars")
+    stage = Stage("scalars", honest)
+    late = {1}
+
+    def attack(message: bytes, answer: bytes) -> bytes | None:
+        if not is_setup(message) and int.from_bytes(message[5:9], "little") in late:
+            stage._tell(200.0, Arrival(LIAR, Contact.HERE, answer))
+            return None
+        return answer
+
+    stage.attack = attack
+    engine = Distributed(
+        stage,
+        Downlink("scalars", SIZE, derivable=True),
+        rules=chosen.rules,
+        settings={},
+        base_hash=BASE_HASH,
+        theta_hash=state_hash(THETA),
+        num_clients=CLIENTS,
+        min_clients=2,
+        report_size=0,
+        deadline=20.0,
+        clock=lambda: stage.now,
+    )
+    state, took_part = initial_state(THETA.clone()), []
+    for _ in range(300):
+        plan = plan_round(chosen, state, engine.barred(state.round))
+        result = engine.run_round(plan, state)
+        state, record = close_round_(chosen, state, plan, result.reports, result.refusals)
+        engine.close_round(record)
+        took_part.append(LIAR in [part.client for part in record.contributions])
+    assert took_part[0]
+    assert not any(took_part[1:100])
+    assert all(took_part[-50:])
+
+
+def test_what_a_refusal_says_cannot_write_a_line_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    text = "no\x1b[2K\r\nround 5/5 val 0.0000\u202e" + "!" * 60_000
+    with caplog.at_level(logging.INFO):
+        play(refusing(Reason.FAILED, None, text), rounds=3)
+    said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert said
+    for line in said:
+        assert line.isprintable()
+        assert len(line) < 400
+
+
+def test_a_client_that_is_needed_is_asked_although_it_is_barred() -> None:
+    chosen = federation("scalars", cohort_size=2, min_clients=2)
+    plans = [plan_round(chosen, replace(initial_state(THETA), round=r), {LIAR}) for r in range(20)]
+    assert all(LIAR not in plan.cohort and len(plan.cohort) == 2 for plan in plans)
+    needed = [plan_round(chosen, replace(initial_state(THETA), round=r), {0, 1, LIAR}) for r in range(20)]
+    assert all(3 in plan.cohort and len(plan.cohort) == 2 for plan in needed)
+
+
+def test_powers_of_scalars_are_remembered() -> None:
+    outcome = play(honest, rounds=7)
+    last = outcome.records[-1].contributions[0]
+    history = outcome.state.histories[last.client]
+    assert len(history.powers) == 5
+    assert history.powers[-1] == pytest.approx(math.fsum(g * g for g in last.scalars or ()) / 4)
