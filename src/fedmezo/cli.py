@@ -14,6 +14,7 @@ from fedmezo.config import Config, Loaded, as_overrides, load_config
 from fedmezo.errors import INTERRUPTED, ConfigError, FedMeZOError
 from fedmezo.handover.arguments import add_handover
 from fedmezo.machines.flare.commands import add_machines, require_flare
+from fedmezo.plain import plain
 from fedmezo.tasks.arguments import add_eval, add_generate
 
 _EXAMPLES = """\
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(options)
     except FedMeZOError as error:
-        print(error, file=sys.stderr)
+        print(plain(str(error)), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         print(interrupt.args[0] if interrupt.args else "interrupted", file=sys.stderr)

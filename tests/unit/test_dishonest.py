@@ -23,7 +23,8 @@ from fedmezo.federation.round import Federation, ServerState, close_round_, init
 from fedmezo.machines.site import Loaded, Site
 from fedmezo.records import Refusal, Report, RoundRecord
 from fedmezo.zo.arithmetic import state_hash
-from fedmezo.zo.estimate import Estimator
+from fedmezo.zo.estimators.protocol import Settings
+from fedmezo.zo.estimators.two_point import TwoPoint
 from tests.toy import SIZE, Quadratic, ToyData, toy_segments
 
 CLIENTS = 4
@@ -31,7 +32,7 @@ LIAR = 2
 HONEST = [0, 1, 3]
 ROUNDS = 40
 SEED = 11
-ESTIMATOR = Estimator(eps=0.01)
+ESTIMATOR = TwoPoint(Settings(eps=0.01))
 THETA = torch.linspace(-1.0, 1.0, SIZE)
 BASE_HASH = "ab" * 32
 SECONDS_OF_WORK = 1.0

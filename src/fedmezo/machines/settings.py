@@ -50,7 +50,7 @@ def site_config(settings: Mapping[str, Any], options: WorkerOptions) -> Config:
         **settings,
         "use_gpu": options.use_gpu,
         "device": options.device,
-        "data": {**settings.get("data", {}), "type": "own.jsonl"},
+        "data": {**settings.get("data", {}), "type": "own.jsonl", "keep_tokens": options.keep_tokens},
         "model": {"type": options.model, "dtype": settings.get("model", {}).get("dtype")},
     }
     own["federate"] = {**own.get("federate", {}), "client_num": 1}  # it computes for itself alone

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from fedmezo.errors import FedMeZOError
 from fedmezo.machines.frames import listen, receive_frame, send_frame
 from fedmezo.machines.orphans import exit_with_parent
+from fedmezo.plain import one_line
 
 if TYPE_CHECKING:
     from fedmezo.federation.joining import Setup
@@ -45,6 +46,7 @@ class WorkerOptions:
     use_gpu: bool = False
     device: int = -1
     cache: str = ""  # where models from the hub are kept
+    keep_tokens: bool = True  # in the user's cache, so that the next run need not make them again
 
     def command(self) -> list[str]:
         """The words that start such a worker."""
@@ -54,7 +56,8 @@ class WorkerOptions:
 def main() -> None:
     """Serve until the parent ends."""
     exit_with_parent()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+    logging.getLogger().handlers[0].setFormatter(_OneLine("%(message)s"))
     options = WorkerOptions(**json.loads(sys.argv[1]))
     from fedmezo.machines.site import Site  # imports torch
 
@@ -66,6 +69,13 @@ def main() -> None:
             with connection:
                 connection.settimeout(_SECONDS_TO_RECEIVE)
                 serve_one(site, connection)
+
+
+class _OneLine(logging.Formatter):
+    """Part of a message may be the server's words: they stay on the line, and what does not print is written out."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the base class's name)
+        return one_line(super().formatMessage(record))
 
 
 def serve_one(site: Site, connection: socket.socket) -> None:
@@ -119,7 +129,7 @@ def load(options: WorkerOptions, setup: Setup) -> Loaded:
     tuned = assemble.load_model(config)
     examples = read_examples(Path(options.data), Layout())
     prompts = assemble.make_prompts(config, tuned.tokenizer)
-    dataset = encode_examples(examples, tuned.tokenizer, config.llm.tok_len, assemble.cache_folder(), prompts)
+    dataset = encode_examples(examples, tuned.tokenizer, config.llm.tok_len, assemble.tokens_folder(config), prompts)
     for notice in assemble.use_lanes(config, tuned, dataset):
         logger.warning(notice)
     schedule = assemble.make_schedule(config)

@@ -1,5 +1,7 @@
 """What a run shows on the terminal, and the copy of its notices in log.txt. Only run-like commands import it.
 
+Answers of models and words of other machines pass through here: control characters are written out, not obeyed.
+
 Every function takes the rich Console to write to; there is no console of the module. On a terminal progress is one
 live line; elsewhere (a log file, CI) it is a plain line for each evaluation, without control codes.
 """
@@ -23,6 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from fedmezo.plain import plain
 from fedmezo.results.summary import Comparison, Summary, human_bytes, human_seconds, summary_rows
 
 LOG_FILE = "log.txt"
@@ -89,7 +92,7 @@ class RunLog:
         self.console = console
         self._logger = logging.getLogger("fedmezo")
         self._file = _LogFile(run_dir / LOG_FILE, encoding="utf-8", delay=True)
-        self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._file.setFormatter(_PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
         self._screen = _ConsoleHandler(console)
 
     def __enter__(self) -> Self:
@@ -249,6 +252,13 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
         _print_plain(console, f"{number}: {row[0]}")
 
 
+class _PlainFormatter(logging.Formatter):
+    """Writes out what does not print: part of a message may come from elsewhere."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
+
+
 class _LogFile(logging.FileHandler):
     """A file that may be incomplete: what is logged is printed too, and a full disk is reported by what needs it."""
 
@@ -328,7 +338,7 @@ def _print_table(console: Console, title: str, table: Table) -> None:
 
 
 def _print_plain(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _amount(done: int, total: int | None, is_bytes: bool) -> str:
@@ -337,7 +347,7 @@ def _amount(done: int, total: int | None, is_bytes: bool) -> str:
 
 
 def _short(text: str) -> Text:
-    return Text(text if len(text) <= MAX_SAMPLE_CHARACTERS else text[:MAX_SAMPLE_CHARACTERS] + " ...")
+    return Text(plain(text if len(text) <= MAX_SAMPLE_CHARACTERS else text[:MAX_SAMPLE_CHARACTERS] + " ..."))
 
 
 def _newer(new: float | None, old: float | None) -> float | None:

@@ -12,6 +12,7 @@ from fedmezo.errors import RunError, StorageError
 from fedmezo.federation.aggregate import apply_scalars_
 from fedmezo.federation.messages import BYTES_PER_PARAMETER
 from fedmezo.models.causal_lm import CausalLM
+from fedmezo.plain import plain
 from fedmezo.results.console import work_progress
 from fedmezo.results.summary import human_bytes
 from fedmezo.runs.card import card_of_log, write_card
@@ -120,4 +121,4 @@ def _starting_theta(model: CausalLM, header: Header, adapter: Path | None) -> Te
 
 
 def _say(text: str) -> None:
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+    Console().print(plain(text), markup=False, highlight=False, soft_wrap=True)

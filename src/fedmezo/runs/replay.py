@@ -19,6 +19,7 @@ from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.fingerprint import base_hash
 from fedmezo.models.hardware import DTYPES
 from fedmezo.models.loading import load_base
+from fedmezo.plain import plain
 from fedmezo.records import RoundRecord, Segment
 from fedmezo.results.console import work_progress
 from fedmezo.runs.card import card_of_log, write_card
@@ -193,4 +194,4 @@ def _tell(console: Console, journal: Journal, to_round: int | None, seconds: flo
         )
     lines.append(f"state {journal.hashes[-1]}")
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(plain(line), markup=False, highlight=False, soft_wrap=True)

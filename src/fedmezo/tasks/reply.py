@@ -6,6 +6,7 @@ from rich.console import Console
 
 from fedmezo.data.prompt import Format
 from fedmezo.models.generate import Decoding, complete
+from fedmezo.plain import plain
 from fedmezo.records import Example
 from fedmezo.tasks.subject import AS_THE_RUN, Hardware, Subject, load_subject
 
@@ -40,4 +41,4 @@ def reply(
 
 def _answer(subject: Subject, example: Example, max_new_tokens: int) -> str:
     prompt = subject.prompts.prompt(example)
-    return complete(subject.model, subject.tokenizer, [prompt], Decoding(max_new_tokens))[0].strip()
+    return plain(complete(subject.model, subject.tokenizer, [prompt], Decoding(max_new_tokens))[0].strip())

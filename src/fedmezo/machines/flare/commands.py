@@ -27,6 +27,7 @@ def add_machines(commands: Commands) -> None:
     parser.add_argument("--model", required=True, metavar="BASE", help="the base model: folder, hub name or `bundled`")
     parser.add_argument("--gpu", action="store_true", help="compute on a GPU")
     parser.add_argument("--device", type=int, default=-1, metavar="N", help="number of the GPU (default: the first)")
+    parser.add_argument("--no-cache", action="store_true", help="keep no tokenised examples on disk")
     parser.add_argument("--with-parent", action="store_true", help="leave when the process that started this one ends")
     parser = add_command(commands, "serve", _serve, "start a run on the sites, or go on with one")
     parser.add_argument("kit", type=Path, metavar="KIT", help="the server's start-up kit")
@@ -84,7 +85,14 @@ def _site(options: argparse.Namespace) -> int:
 
     if options.with_parent:
         exit_with_parent()
-    own = WorkerOptions("", str(options.data.absolute()), options.model, use_gpu=options.gpu, device=options.device)
+    own = WorkerOptions(
+        "",
+        str(options.data.absolute()),
+        options.model,
+        use_gpu=options.gpu,
+        device=options.device,
+        keep_tokens=not options.no_cache,
+    )
     return run_site(kit, own)
 
 

@@ -34,7 +34,14 @@ SECONDS_TO_COME = 60.0
 SLOWEST_BYTES_PER_SECOND = 500_000
 """What a large message may be carried at before its site is taken for away."""
 
+ROOM_FOR_WORDS = 1 << 16
+"""Bytes that any answer may have: a ready message, or a refusal with its reason."""
+
 COMING, HERE, AWAY = "coming", "here", "away"
+
+_STATES = (IDLE, WORKING, ANSWERED, LOST)
+_NOTHING = {"id": 0, "state": LOST, "answer": b""}
+"""What a reply that is none of ours counts as."""
 
 Ask = Callable[[Mapping[str, Any], float], Mapping[str, Any] | None]
 Tell = Callable[[str, bytes], None]
@@ -46,6 +53,7 @@ class _Message:
 
     id: int
     payload: bytes
+    answer_size: int
     seconds: float  # that carrying it or its answer may take
     delivered: bool = False
 
@@ -71,7 +79,8 @@ class Line:
         """Put a message in place of the one that is not answered."""
         with self._news:
             self._count += 1
-            self._message = _Message(self._count, payload, (len(payload) + answer_size) / SLOWEST_BYTES_PER_SECOND)
+            seconds = (len(payload) + answer_size) / SLOWEST_BYTES_PER_SECOND
+            self._message = _Message(self._count, payload, answer_size + ROOM_FOR_WORDS, seconds)
             self._news.notify()
 
     def run(self, stopped: Callable[[], bool]) -> None:
@@ -82,7 +91,7 @@ class Line:
             message = self._message
             reply = self.ask(*self._request(message if self.contact == HERE else None))
             if reply is not None:
-                self._take(message, reply)
+                self._take(message, reply if is_sound(reply) else _NOTHING)
             elif self.contact == HERE or (self.contact == COMING and time.monotonic() > until):
                 self._move(AWAY)
             self._rest()
@@ -109,7 +118,8 @@ class Line:
         message.delivered = state == WORKING  # a site that does not know the message gets it once more
         if state == ANSWERED:
             self._drop(message)
-            self.tell(ANSWERED, reply["answer"])
+            answer = reply["answer"]
+            self.tell(ANSWERED, answer if len(answer) <= message.answer_size else b"")  # which nobody can read
         elif state == LOST:
             self._drop(message)
             self._move(AWAY)
@@ -130,6 +140,12 @@ class Line:
                 self._news.wait_for(lambda: self._message is not None, SECONDS_BETWEEN_LOOKS)
             else:
                 self._news.wait(SECONDS_BETWEEN_TRIES)
+
+
+def is_sound(reply: Mapping[str, Any]) -> bool:
+    """Whether a reply is what a site's relay of ours would send; what else runs there is the site's secret."""
+    number, state, answer = (reply.get(key) for key in ("id", "state", "answer"))
+    return type(number) is int and state in _STATES and isinstance(answer, bytes)
 
 
 class ServerRelay(Controller):  # type: ignore[misc]  # nvflare has no types
