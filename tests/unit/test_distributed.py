@@ -16,7 +16,8 @@ from fedmezo.federation.joining import UNKNOWN, Ready, Reason, RefusedTask, enco
 from fedmezo.federation.messages import encode_report
 from fedmezo.federation.round import ServerState
 from fedmezo.records import Report, RoundPlan
-from fedmezo.zo.estimate import Estimator
+from fedmezo.zo.estimators.protocol import Settings
+from fedmezo.zo.estimators.two_point import TwoPoint
 
 STATE = ServerState(5, torch.zeros(10), "ab" * 32, {})
 PLAN = RoundPlan(5, (0, 1), (0.5, 0.5))
@@ -40,7 +41,7 @@ def engine(script: Script, min_clients: int = 1) -> Distributed:
     return Distributed(
         script,
         Downlink("scalars", 10, derivable=True),
-        rules=ReportRules("scalars", Estimator(eps=0.01), 1, 10),
+        rules=ReportRules("scalars", TwoPoint(Settings(eps=0.01)), 1, 10),
         settings={},
         base_hash="ab" * 32,
         theta_hash="cd" * 32,
