@@ -18,6 +18,8 @@ from fedmezo.atomic import replacing
 from fedmezo.config import flatten
 from fedmezo.config.document import read
 from fedmezo.errors import RunError
+from fedmezo.results.curves import STYLE as CURVES_STYLE
+from fedmezo.results.curves import curves_of_run, curves_of_runs
 from fedmezo.results.metrics import METRICS_FILE, Metric, read_metrics
 from fedmezo.results.plots import draw_run, draw_runs, png
 from fedmezo.results.summary import PART_OF_LOSS, Comparison, Summary, summarise, summary_rows
@@ -104,6 +106,7 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     files = [(name, meaning) for name, meaning in FILES.items() if name == REPORT_PICTURE or (run_dir / name).exists()]
     body = (
         _image(picture, "loss against rounds and against bytes"),
+        curves_of_run(run.metrics),
         "<h2>Result</h2>",
         _table([(row.heading, row.value, row.remark) for row in summary_rows(run.summary)]),
         "<h2>Files</h2>",
@@ -126,7 +129,11 @@ def compare(run_dirs: Sequence[Path], out: Path) -> Comparison:
     labels = labels_of(runs)
     table = _comparison(runs, labels)
     picture = png(draw_runs([run.metrics for run in runs], labels))
-    body = (_image(picture, "loss of each run against rounds and against bytes"), _table(table.rows, table.headings))
+    body = (
+        _image(picture, "loss of each run against rounds and against bytes"),
+        curves_of_runs([run.metrics for run in runs], labels),
+        _table(table.rows, table.headings),
+    )
     _write(out / COMPARISON_PICTURE, picture)
     _write(out / COMPARISON_PAGE, _page(f"Comparison of {len(runs)} runs", body))
     return table
@@ -179,7 +186,7 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def _page(title: str, body: Sequence[str]) -> bytes:
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}{CURVES_STYLE}</style>'
     text = "\n".join([f"<h1>{escape(title)}</h1>", *body])
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{text}\n</body></html>\n'.encode()
 
