@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     _add_publishing(commands)
     _add_report(commands)
+    _add_watch(commands)
     add_eval(commands)
     add_generate(commands)
     add_handover(commands)
@@ -122,6 +123,13 @@ def _add_report(commands: Commands) -> None:
     parser = add_command(commands, "report", _report, "draw a run again, or several runs together")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the comparison (default: beside the first)")
+
+
+def _add_watch(commands: Commands) -> None:
+    parser = add_command(commands, "watch", _watch, "show a run while it works, and as a page that renews itself")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write its report there, for a browser")
+    parser.add_argument("--once", action="store_true", help="show what there is and return")
 
 
 def _add_resume(commands: Commands) -> None:
@@ -259,6 +267,12 @@ def _report(options: argparse.Namespace) -> int:
     show_comparison(Console(), compare(runs, out))
     print(f"pictures and page in {out}")
     return 0
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from fedmezo.runs.watch import watch
+
+    return watch(options.run, options.page, once=options.once)
 
 
 def _summary(config: Config) -> str:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,11 +39,10 @@ def run_folder(folder: Path, scale: float, rate: float) -> Path:
     return folder
 
 
-def data_of(page: str) -> dict[str, list[dict[str, object]]]:
+def data_of(page: str) -> Any:
     found = re.search(r'id="curves-data">(.*?)</script>', page, re.DOTALL)
     assert found is not None
-    content: dict[str, list[dict[str, object]]] = json.loads(found[1])
-    return content
+    return json.loads(found[1])
 
 
 def test_the_axes_add_up_what_was_measured() -> None:
@@ -108,7 +108,16 @@ def test_axes_and_values(comparison: Path, tmp_path: Path) -> None:
     shown = in_browser(comparison / "out" / "comparison.html", script, tmp_path)
     read = re.search(r"<output>(.*?)</output>", shown)
     assert read is not None
-    assert re.sub(r"<[^>]*>", " ", read[1]).split() == ["bytes", "sent", "3", "kB", "lr=0.1", "0.33333", "lr=0.2", "0.5"]
+    assert re.sub(r"<[^>]*>", " ", read[1]).split() == [
+        "bytes",
+        "sent",
+        "3",
+        "kB",
+        "lr=0.1",
+        "0.33333",
+        "lr=0.2",
+        "0.5",
+    ]
 
 
 @in_a_browser

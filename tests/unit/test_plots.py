@@ -113,3 +113,9 @@ def test_the_same_metrics_give_the_same_bytes() -> None:
     first, second = (png(draw_run(run_metrics(), summarise(run_metrics()))) for _ in range(2))
     assert first == second
     assert 20_000 < len(first) < 300_000
+
+
+def test_a_run_that_has_sent_but_not_evaluated_since_can_be_drawn() -> None:
+    metrics = [measured("val_loss", 2.0, round_index=0)]
+    metrics += [measured(name, 10, round_index=1) for name in ("bytes_up", "bytes_down")]
+    assert png(draw_run(metrics, summarise(metrics))).startswith(b"\x89PNG")

@@ -168,7 +168,7 @@ def _finish_losses(left: Axes, right: Axes, what: str) -> None:
     left.set_ylabel("loss (nats per token)")
     left.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     right.set_xlabel("bytes up and down, all clients together (log scale)")
-    if right.lines:
+    if any(np.size(line.get_xdata()) for line in right.lines):  # a line for the legend alone has no points
         _make_byte_axis(right)
 
 

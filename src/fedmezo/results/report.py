@@ -102,21 +102,35 @@ def write_report(run_dir: Path) -> tuple[Path, Path]:
     """
     run = read_run(run_dir)
     picture = png(draw_run(run.metrics, run.summary))
-    title = f"Run {run.name}"
-    files = [(name, meaning) for name, meaning in FILES.items() if name == REPORT_PICTURE or (run_dir / name).exists()]
+    _write(run_dir / REPORT_PICTURE, picture)
+    _write(run_dir / REPORT_PAGE, _report_page(run, picture))
+    return run_dir / REPORT_PICTURE, run_dir / REPORT_PAGE
+
+
+def report_page(run_dir: Path, renewed_after: int | None = None) -> bytes:
+    """What `write_report` writes as report.html; a browser asks for it again every `renewed_after` seconds, if given.
+
+    Raises:
+        RunError: as `read_run`.
+    """
+    run = read_run(run_dir)
+    return _report_page(run, png(draw_run(run.metrics, run.summary)), renewed_after)
+
+
+def _report_page(run: Run, picture: bytes, renewed_after: int | None = None) -> bytes:
+    present = {name: meaning for name, meaning in FILES.items() if (run.folder / name).exists()}
+    files = present | {REPORT_PICTURE: FILES[REPORT_PICTURE]}
     body = (
         _image(picture, "loss against rounds and against bytes"),
         curves_of_run(run.metrics),
         "<h2>Result</h2>",
         _table([(row.heading, row.value, row.remark) for row in summary_rows(run.summary)]),
         "<h2>Files</h2>",
-        _list([f'<a href="{name}">{name}</a>: {meaning}' for name, meaning in files]),
+        _list([f'<a href="{name}">{name}</a>: {meaning}' for name, meaning in files.items()]),
         "<h2>Configuration</h2>",
         _table([(key, _value(value)) for key, value in flatten(run.config).items()]),
     )
-    _write(run_dir / REPORT_PICTURE, picture)
-    _write(run_dir / REPORT_PAGE, _page(title, body))
-    return run_dir / REPORT_PICTURE, run_dir / REPORT_PAGE
+    return _page(f"Run {run.name}", body, renewed_after)
 
 
 def compare(run_dirs: Sequence[Path], out: Path) -> Comparison:
@@ -185,8 +199,9 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
     return {key: ".".join(key.split(".")[-2:]) if word in vague else word for key, word in zip(keys, last, strict=True)}
 
 
-def _page(title: str, body: Sequence[str]) -> bytes:
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}{CURVES_STYLE}</style>'
+def _page(title: str, body: Sequence[str], renewed_after: int | None = None) -> bytes:
+    renewal = "" if renewed_after is None else f'<meta http-equiv="refresh" content="{renewed_after}">'
+    head = f'<meta charset="utf-8">{renewal}<title>{escape(title)}</title><style>{STYLE}{CURVES_STYLE}</style>'
     text = "\n".join([f"<h1>{escape(title)}</h1>", *body])
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{text}\n</body></html>\n'.encode()
 
