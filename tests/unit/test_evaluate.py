@@ -38,6 +38,6 @@ def test_losses_per_client_and_over_all(tokens: int, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "TOKENS_PER_BATCH", tokens)
     model = Counting()
     result = evaluate(model, torch.tensor(0.5), dataset(), SHARDS)
-    assert result.client_losses == {0: 1.0, 2: 0.5 * np.arange(10, 40).mean()}
-    assert result.loss == pytest.approx(0.5 * (6 + np.arange(10, 40).sum()) / 33)
+    assert result.client_values == {0: 1.0, 2: 0.5 * np.arange(10, 40).mean()}
+    assert result.value == pytest.approx(0.5 * (6 + np.arange(10, 40).sum()) / 33)
     assert max(model.sizes) <= max(tokens, LENGTHS.max())

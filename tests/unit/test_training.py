@@ -6,6 +6,7 @@ import pytest
 
 from fedmezo.engines.rounds import RoundResult
 from fedmezo.records import Contribution, Refusal, RoundRecord
+from fedmezo.runs.evaluate import Evaluation
 from fedmezo.runs.stopping import EarlyStopping
 from fedmezo.runs.training import EvaluationPlan, round_metrics
 
@@ -30,5 +31,5 @@ def test_a_round_counts_what_it_refused() -> None:
 
 @pytest.mark.parametrize(("freq", "expected"), [(0, []), (1, [0, 1, 2, 3, 4, 5]), (2, [0, 2, 4, 5]), (9, [0, 5])])
 def test_evaluations_are_due_every_so_often_and_at_the_end(freq: int, expected: list[int]) -> None:
-    plan = EvaluationPlan(freq, {"val_loss": ()}, "val_loss", EarlyStopping(0, 0.0, "best"))
+    plan = EvaluationPlan(freq, {"val_loss": lambda _: Evaluation(0, {})}, "val_loss", EarlyStopping(0, 0.0, "best"))
     assert [index for index in range(6) if plan.due(index, 5)] == expected

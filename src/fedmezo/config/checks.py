@@ -57,10 +57,12 @@ def _evaluation(config: Config) -> Iterator[Conflict]:
     if len(set(config.eval.split)) < len(config.eval.split):
         yield Conflict(("eval.split",), f"is {list(config.eval.split)}; needs each split at most once")
     key = config.eval.best_res_update_round_wise_key
-    if config.eval.active and key.removesuffix("_loss") not in config.eval.split:
-        measured = " or ".join(f"{split}_loss" for split in config.eval.split)
-        text = f"is {key}, which is not measured; needs {measured}, or another eval.split"
-        yield Conflict(("eval.best_res_update_round_wise_key", "eval.split"), text)
+    metrics = ("loss", *(metric for metric in config.eval.metrics if metric != "loss"))
+    measured = [f"{split}_{metric}" for metric in metrics for split in config.eval.split]
+    if config.eval.active and key not in measured:
+        remedy = "eval.metrics" if key.endswith("accuracy") and "accuracy" not in metrics else "eval.split"
+        text = f"is {key}, which is not measured; needs {' or '.join(measured)}, or another {remedy}"
+        yield Conflict(("eval.best_res_update_round_wise_key", "eval.split", "eval.metrics"), text)
 
 
 def _early_stop(config: Config) -> Iterator[Conflict]:

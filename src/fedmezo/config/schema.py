@@ -429,11 +429,11 @@ class Eval(Section):
 
     freq: int = Field(1, ge=0)
     """Evaluate every so many rounds; 0 is never."""
-    metrics: tuple[Literal["loss"], ...] = Field(("loss",), strict=False)
-    """What to measure; the loss is always measured."""
+    metrics: tuple[Literal["loss", "accuracy"], ...] = Field(("loss",), strict=False)
+    """What to measure: the loss, which always is, and the share of right answers among `data.answers` or choices."""
     split: tuple[Split, ...] = Field(("test", "val"), strict=False)
     """On which examples."""
-    best_res_update_round_wise_key: Literal["val_loss", "test_loss"] = "val_loss"
+    best_res_update_round_wise_key: Literal["val_loss", "test_loss", "val_accuracy", "test_accuracy"] = "val_loss"
     """The metric that says which round was best, and when to stop early."""
     samples: int = Field(0, ge=0)
     """After training, show the model's answers to so many instructions it has not seen, before and after training."""

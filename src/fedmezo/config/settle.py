@@ -24,9 +24,10 @@ def settled(config: Config) -> tuple[Config, list[str]]:
         return _unevaluated(config), [f"nothing is evaluated: data.splits gives no {empty} examples"]
     changes: dict[str, Any] = {"split": kept}
     notice = f"only the {_EMPTY[kept[0]]} loss is evaluated: data.splits gives no {empty} examples"
-    if config.eval.best_res_update_round_wise_key != (key := f"{kept[0]}_loss"):
-        changes["best_res_update_round_wise_key"] = key
-        notice += f"; the best round is that of the lowest {key}"
+    part, _, metric = config.eval.best_res_update_round_wise_key.partition("_")
+    if part not in kept:
+        changes["best_res_update_round_wise_key"] = key = f"{kept[0]}_{metric}"
+        notice += f"; the best round is that of the {'lowest' if metric == 'loss' else 'highest'} {key}"
     return config.model_copy(update={"eval": config.eval.model_copy(update=changes)}), [notice]
 
 

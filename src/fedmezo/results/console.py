@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +49,8 @@ class RoundStatus:
     val_loss: float | None = None
     test_loss: float | None = None
     rate: float | None = None
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
 
     @property
     def evaluated(self) -> bool:
@@ -59,17 +61,14 @@ class RoundStatus:
         """Return the figures as one line, without the round."""
         losses = (("train", self.train_loss), ("val", self.val_loss), ("test", self.test_loss))
         words = [f"{name} {loss:.4f}" for name, loss in losses if loss is not None]
+        shares = (("val", self.val_accuracy), ("test", self.test_accuracy))
+        words += [f"{name} {share:.1%} right" for name, share in shares if share is not None]
         return " ".join([*words, f"rate {self.rate:.3g}"] if self.rate is not None else words)
 
     def after(self, earlier: RoundStatus) -> RoundStatus:
         """Return this status with the gaps filled from an earlier one."""
-        return RoundStatus(
-            self.round,
-            _newer(self.train_loss, earlier.train_loss),
-            _newer(self.val_loss, earlier.val_loss),
-            _newer(self.test_loss, earlier.test_loss),
-            _newer(self.rate, earlier.rate),
-        )
+        gaps = {field.name: getattr(earlier, field.name) for field in fields(self) if getattr(self, field.name) is None}
+        return replace(self, **gaps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,7 +347,3 @@ def _amount(done: int, total: int | None, is_bytes: bool) -> str:
 
 def _short(text: str) -> Text:
     return Text(plain(text if len(text) <= MAX_SAMPLE_CHARACTERS else text[:MAX_SAMPLE_CHARACTERS] + " ..."))
-
-
-def _newer(new: float | None, old: float | None) -> float | None:
-    return old if new is None else new

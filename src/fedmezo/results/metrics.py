@@ -12,6 +12,8 @@ written as null, since JSON has no word for it, and read back as NaN; every othe
 | train   | refused_reports     | 1          | all               | reports that the aggregation did not accept         |
 | train   | projected_gradient  | nats/token | each client, all  | mean of abs(g) over the local steps and queries     |
 | eval    | val_loss, test_loss | nats/token | each client, all  | loss of the global model on that part               |
+| eval    | val_accuracy        | 1          | each client, all  | share of right answers among candidates             |
+| eval    | test_accuracy       | 1          | each client, all  | the same on the test part                           |
 | traffic | bytes_up            | B          | each client, all  | encoded messages from client to server              |
 | traffic | bytes_down          | B          | each client, all  | encoded messages from server to client              |
 | traffic | bytes_full_adapters | B          | all               | both ways, had the round sent whole adapters        |
@@ -44,6 +46,8 @@ EVENT_AND_UNIT = {
     "projected_gradient": ("train", "nats/token"),
     "val_loss": ("eval", "nats/token"),
     "test_loss": ("eval", "nats/token"),
+    "val_accuracy": ("eval", "1"),
+    "test_accuracy": ("eval", "1"),
     "bytes_up": ("traffic", "B"),
     "bytes_down": ("traffic", "B"),
     "bytes_full_adapters": ("traffic", "B"),
@@ -52,6 +56,8 @@ EVENT_AND_UNIT = {
     "peak_memory": ("cost", "B"),
 }
 """Event and unit of each name in the table above."""
+
+ACCURACY = "accuracy"
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +80,11 @@ class Metric:
 
 
 KEYS = tuple(field.name for field in fields(Metric))
+
+
+def is_accuracy(name: str) -> bool:
+    """Whether a metric is a share of right answers, and so the better the higher it is."""
+    return name.endswith(f"_{ACCURACY}")
 
 
 def measured(name: str, value: float, *, round_index: int, client: int | None = None) -> Metric:

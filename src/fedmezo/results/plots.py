@@ -18,12 +18,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fedmezo.results.metrics import Metric
-from fedmezo.results.summary import PART_OF_LOSS, Evaluations, Summary, evaluations, human_bytes, series
+from fedmezo.results.summary import (
+    PART_OF_ACCURACY,
+    PART_OF_LOSS,
+    Evaluations,
+    Summary,
+    evaluations,
+    human_bytes,
+    series,
+)
 
 # Okabe and Ito (2008): told apart by people with any of the common colour vision deficiencies.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 INK, GREY, FAINT = "#222222", "#777777", "#BBBBBB"
-CURVE_COLOURS = {"val_loss": BLUE, "test_loss": VERMILION, "train_loss": GREY}
+CURVE_COLOURS = {
+    "val_loss": BLUE,
+    "test_loss": VERMILION,
+    "train_loss": GREY,
+    "val_accuracy": BLUE,
+    "test_accuracy": VERMILION,
+}
 RUN_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK)
 RUN_DASHES = ("-", "--", ":", "-.")
 MAX_CLIENT_LINES = 10  # more would be a smear; a band shows them better
@@ -38,13 +52,16 @@ def draw_run(metrics: Sequence[Metric], summary: Summary) -> Figure:
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     parts = summary.evaluations
+    if summary.accuracies:
+        figure.set_figwidth(15)
+        _plot_accuracies(figure, summary)
     train = evaluations(metrics, "train_loss")
     _plot_clients(left, metrics)
     if train.rounds:
         left.plot(train.rounds, train.losses, color=GREY, lw=1.2, label="train, mean over clients")
     for part in parts:
         left.plot(part.rounds, part.losses, label=PART_OF_LOSS[part.name], **_bold(part))
-    if parts:
+    if parts and summary.decides is parts[0]:
         _mark_best(left, parts[0])
     _plot_bytes(right, metrics, parts or (train,))
     _limit_losses(left, [train.losses, *(part.losses for part in parts)])
@@ -99,6 +116,22 @@ def _plot_clients(axes: Axes, metrics: Sequence[Metric]) -> None:
     for index, curve in enumerate(by_client.values()):
         first = "train, each client" if index == 0 else None
         axes.plot(list(curve), list(curve.values()), color=FAINT, lw=0.8, alpha=0.8, label=first)
+
+
+def _plot_accuracies(figure: Figure, summary: Summary) -> None:
+    """Move the two pictures of losses to the left, and draw the share of right answers beside them."""
+    grid = figure.add_gridspec(1, 3)
+    for number, axes in enumerate(figure.axes):
+        axes.set_subplotspec(grid[number])
+    axes = figure.add_subplot(grid[2])
+    for part in summary.accuracies:
+        axes.plot(part.rounds, [100 * share for share in part.losses], label=PART_OF_ACCURACY[part.name], **_bold(part))
+    if summary.decides in summary.accuracies:
+        at, share = summary.accuracies[0].best
+        axes.plot([at], [100 * share], "*", color=INK, ms=10, label=f"best: round {at:,}")
+    axes.set_xlabel("Round")
+    axes.set_ylabel("Right answers, %")
+    axes.legend(frameon=False, fontsize=9)
 
 
 def _bold(part: Evaluations) -> dict[str, Any]:

@@ -6,16 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedmezo.results.metrics import Metric
+from fedmezo.results.metrics import Metric, is_accuracy
 
 PART_OF_LOSS = {"val_loss": "validation loss", "test_loss": "test loss"}
+PART_OF_ACCURACY = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluations:
-    """The losses over all clients on one part of the data, in nats per token, by round in ascending order."""
+    """The losses over all clients on one part of the data, in nats per token, by round in ascending order.
 
-    name: str  # val_loss or test_loss
+    Or, where the name says so, the accuracies.
+    """
+
+    name: str  # val_loss, test_accuracy, ...
     rounds: tuple[int, ...]
     losses: tuple[float, ...]
 
@@ -31,8 +35,9 @@ class Evaluations:
 
     @property
     def best(self) -> tuple[int, float]:
-        """Round and loss of the lowest loss, the earliest of equals; round 0 if training never helped."""
-        at = min(range(len(self.losses)), key=lambda index: _nan_last(self.losses[index]))
+        """Round and value of the lowest loss or highest accuracy, the earliest of equals."""
+        sign = -1 if is_accuracy(self.name) else 1
+        at = min(range(len(self.losses)), key=lambda index: _nan_last(sign * self.losses[index]))
         return self.rounds[at], self.losses[at]
 
 
@@ -41,13 +46,21 @@ class Summary:
     """Totals of a run. A figure that was never measured is None."""
 
     rounds: int
-    evaluations: tuple[Evaluations, ...]  # the one that decides the best round first
+    evaluations: tuple[Evaluations, ...]  # of losses; the one that decides the best round first
     bytes_up: int | None
     bytes_down: int | None
     bytes_full_adapters: int | None  # both ways, had every round sent whole adapters
     forward_passes: int | None
     peak_memory: int | None  # bytes
     seconds: float | None
+    accuracies: tuple[Evaluations, ...] = ()  # in the same order
+    best_key: str = "val_loss"
+
+    @property
+    def decides(self) -> Evaluations | None:
+        """What decides the best round, if anything was evaluated."""
+        first = self.accuracies if is_accuracy(self.best_key) and self.accuracies else self.evaluations
+        return first[0] if first else None
 
     def loss(self, name: str) -> Evaluations | None:
         """Return the evaluations of val_loss or test_loss, if there are any."""
@@ -72,17 +85,25 @@ class Comparison:
 
 
 def summarise(metrics: Sequence[Metric], best_key: str = "val_loss") -> Summary:
-    """Add up a run's metrics; `best_key` names the loss that decides the best round, where it was measured."""
-    parts = [part for name in PART_OF_LOSS if (part := evaluations(metrics, name)).rounds]
+    """Add up a run's metrics; `best_key` names the metric that decides the best round, where it was measured."""
+    losses, accuracies = (
+        sorted(
+            (part for name in names if (part := evaluations(metrics, name)).rounds),
+            key=lambda part: part.name != best_key,
+        )
+        for names in (PART_OF_LOSS, PART_OF_ACCURACY)
+    )
     return Summary(
         rounds=max((metric.round for metric in metrics), default=0),
-        evaluations=tuple(sorted(parts, key=lambda part: part.name != best_key)),
+        evaluations=tuple(losses),
         bytes_up=_total(metrics, "bytes_up"),
         bytes_down=_total(metrics, "bytes_down"),
         bytes_full_adapters=_total(metrics, "bytes_full_adapters"),
         forward_passes=_total(metrics, "forward_passes"),
         peak_memory=max((round(value) for _, value in series(metrics, "peak_memory")), default=None),
         seconds=sum(value for _, value in timed) if (timed := series(metrics, "seconds")) else None,
+        accuracies=tuple(accuracies),
+        best_key=best_key,
     )
 
 
@@ -101,9 +122,12 @@ def summary_rows(summary: Summary) -> list[Row]:
     """Return what the final table of a run shows."""
     rows = [Row("rounds", f"{summary.rounds:,}")]
     rows += [_loss_row(part) for part in summary.evaluations]
-    if summary.evaluations:
-        best_round, loss = summary.evaluations[0].best
-        rows.append(Row("best round", f"{best_round:,}", f"{PART_OF_LOSS[summary.evaluations[0].name]} {loss:.4f}"))
+    rows += [_accuracy_row(part) for part in summary.accuracies]
+    if summary.decides:
+        best_round, value = summary.decides.best
+        name = summary.decides.name
+        what = f"{PART_OF_ACCURACY[name]} {value:.1%}" if is_accuracy(name) else f"{PART_OF_LOSS[name]} {value:.4f}"
+        rows.append(Row("best round", f"{best_round:,}", what))
     measured = (
         ("bytes up", summary.bytes_up, human_bytes, ""),
         ("bytes down", summary.bytes_down, human_bytes, ""),
@@ -139,6 +163,11 @@ def human_seconds(seconds: float) -> str:
 def _loss_row(part: Evaluations) -> Row:
     change = f"{(part.after / part.before - 1) * 100:+.1f} %" if part.before > 0 else ""
     return Row(PART_OF_LOSS[part.name], f"{part.before:.4f} -> {part.after:.4f}", change)
+
+
+def _accuracy_row(part: Evaluations) -> Row:
+    change = f"{(part.after - part.before) * 100:+.1f} points"
+    return Row(PART_OF_ACCURACY[part.name], f"{part.before:.1%} -> {part.after:.1%}", change)
 
 
 def _times(summary: Summary) -> str:

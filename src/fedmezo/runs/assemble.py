@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -35,7 +37,10 @@ from fedmezo.models.lane_budget import bytes_per_lane, fitting_lanes, longest_ba
 from fedmezo.models.loading import load_base
 from fedmezo.records import Example
 from fedmezo.results.console import work_progress
+from fedmezo.results.metrics import ACCURACY
+from fedmezo.runs.choosing import make_candidates
 from fedmezo.runs.directory import environment
+from fedmezo.runs.evaluate import Evaluation, accuracy, evaluate
 from fedmezo.runs.format import Header
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimators.protocol import Estimator, Settings
@@ -378,6 +383,25 @@ def parts_in_use(config: Config, divided: Partition) -> dict[str, tuple[Indices,
         name: tuple(shard if client == alone else shard[:0] for client, shard in enumerate(part))
         for name, part in divided.parts.items()
     }
+
+
+def measures(config: Config, tuned: TunedModel, holdings: Holdings) -> dict[str, Callable[[Tensor], Evaluation]]:
+    """What is measured of a theta (d,), by the name of the metric.
+
+    Raises:
+        DataError: accuracy is asked for, and no held-out example has candidate answers.
+    """
+    parts, model = held_out(config, holdings.partition), tuned.model
+    found: dict[str, Callable[[Tensor], Evaluation]] = {
+        name: partial(evaluate, model, dataset=holdings.dataset, shards=shards) for name, shards in parts.items()
+    }
+    if ACCURACY not in config.eval.metrics or not config.eval.active:
+        return found
+    for name, shards in parts.items():
+        wanted = np.concatenate(shards).tolist()
+        candidates = make_candidates(holdings.examples, wanted, holdings.prompts, tuned.tokenizer)
+        found[name.replace("loss", ACCURACY)] = partial(accuracy, model, candidates=candidates, shards=shards)
+    return found
 
 
 def held_out(config: Config, divided: Partition) -> dict[str, tuple[Indices, ...]]:

@@ -1,4 +1,4 @@
-"""The loss of one theta on every client's validation or test examples."""
+"""The loss and the accuracy of one theta on every client's validation or test examples."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedmezo.data.encode import EncodedDataset
 from fedmezo.records import Batch, Trainable
+from fedmezo.runs.choosing import Candidates
 
 Indices = NDArray[np.int64]
 
@@ -29,10 +30,13 @@ class Evaluable(Trainable, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Losses on one part, in nats per token: the mean over examples of each example's mean over its label tokens."""
+    """What was measured on one part of the data: its loss, or the share of right answers.
 
-    loss: float  # over all clients, each weighing as many examples as it has
-    client_losses: dict[int, float]  # only of clients that have examples in this part
+    The loss is in nats per token: the mean over examples of each example's mean over its label tokens.
+    """
+
+    value: float  # over all clients, each weighing as many examples as it has
+    client_values: dict[int, float]  # only of clients that have examples in this part
 
 
 def evaluate(model: Evaluable, theta: Tensor, dataset: EncodedDataset, shards: Sequence[Indices]) -> Evaluation:
@@ -44,13 +48,28 @@ def evaluate(model: Evaluable, theta: Tensor, dataset: EncodedDataset, shards: S
         dataset: all encoded examples.
         shards: for each client, which of them it holds; together at least one.
     """
-    indices = np.concatenate(shards)
-    losses = np.empty(len(dataset))
+    losses = _losses(model, theta, dataset, np.concatenate(shards))
+    by_client = {client: float(losses[shard].mean()) for client, shard in enumerate(shards) if len(shard)}
+    return Evaluation(float(losses[np.concatenate(shards)].mean()), by_client)
+
+
+def accuracy(model: Evaluable, theta: Tensor, candidates: Candidates, shards: Sequence[Indices]) -> Evaluation:
+    """The share of right choices of theta (d,) among each client's examples with candidates; see `evaluate`."""
+    losses = _losses(model, theta, candidates.dataset, candidates.rows(np.concatenate(shards)))
+    hits = candidates.hits(losses)
+    by_client = {client: [hits[i] for i in shard.tolist() if i in hits] for client, shard in enumerate(shards)}
+    judged = [hit for some in by_client.values() for hit in some]
+    shares = {client: sum(some) / len(some) for client, some in by_client.items() if some}
+    return Evaluation(sum(judged) / len(judged), shares)
+
+
+def _losses(model: Evaluable, theta: Tensor, dataset: EncodedDataset, indices: Indices) -> NDArray[np.float64]:
+    """The loss of each of these examples, by their number; of others, what is not a number."""
+    losses = np.full(len(dataset), np.nan)
     theta = theta.to(model.device)
     for some in batches_by_length(indices, dataset.lengths):
         losses[some] = model.example_losses(theta, dataset.batch(some, model.device))
-    by_client = {client: float(losses[shard].mean()) for client, shard in enumerate(shards) if len(shard)}
-    return Evaluation(float(losses[indices].mean()), by_client)
+    return losses
 
 
 def batches_by_length(indices: Indices, lengths: NDArray[np.int64]) -> Iterator[Indices]:

@@ -179,7 +179,9 @@ def train(
             stack.callback(sink.close)
         training = _training(this, journal, state, sinks, records)
         training.evaluations += [
-            (m.round, m.value) for m in metrics if m.client is None and m.name == training.evaluation.key
+            (m.round, training.evaluation.cost(m.value))
+            for m in metrics
+            if m.client is None and m.name == training.evaluation.key
         ]
         progress = stack.enter_context(RoundProgress(this.log, config.federate.total_round_num, state.round))
         interrupted = stack.enter_context(_interruption(this.place))
@@ -239,7 +241,6 @@ def _training(
         federation=federation,
         engine=this.place.engine(config, tuned, this.holdings, federation, downlink),
         model=tuned.model,
-        dataset=this.holdings.dataset,
         evaluation=_evaluation_plan(this),
         save_freq=config.federate.save_freq,
         keep_initial=restored,
@@ -256,7 +257,7 @@ def _evaluation_plan(this: Run) -> EvaluationPlan:
     stop = config.early_stop
     return EvaluationPlan(
         freq=config.eval.freq,
-        parts=assemble.held_out(config, this.holdings.partition),
+        measures=assemble.measures(config, this.tuned, this.holdings),
         key=config.eval.best_res_update_round_wise_key,
         stopping=EarlyStopping(stop.patience, stop.delta, stop.improve_indicator_mode),
         by_client=this.place.by_client,

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from fedmezo.data.encode import EncodedDataset
 from fedmezo.engines.rounds import Engine, RoundResult
 from fedmezo.errors import TrainingError
 from fedmezo.federation.aggregate import WEIGHTS
@@ -23,8 +23,8 @@ from fedmezo.federation.messages import BYTES_PER_PARAMETER
 from fedmezo.federation.round import Federation, ServerState, close_round_, plan_round
 from fedmezo.records import Refusal, RoundRecord
 from fedmezo.results.console import RoundProgress, RoundStatus
-from fedmezo.results.metrics import Metric, Sink, measured
-from fedmezo.runs.evaluate import Evaluable, Indices, evaluate
+from fedmezo.results.metrics import Metric, Sink, is_accuracy, measured
+from fedmezo.runs.evaluate import Evaluable, Evaluation
 from fedmezo.runs.journal import JournalWriter
 from fedmezo.runs.snapshots import delete_snapshots, save_snapshot, snapshot_rounds, snapshots_of
 from fedmezo.runs.stopping import EarlyStopping
@@ -42,21 +42,25 @@ class EvaluationPlan:
 
     Args:
         freq: every so many rounds, and after the last; 0 is never.
-        parts: the clients' examples of each part, by the name of its loss; empty for no evaluation.
-        key: the loss that decides the best round.
+        measures: what is measured of a theta, by the name of the metric; empty for no evaluation.
+        key: the metric that decides the best round.
         stopping: when the run ends early.
         by_client: whether the examples belong to clients, whose losses are then told apart.
     """
 
     freq: int
-    parts: Mapping[str, Sequence[Indices]]
+    measures: Mapping[str, Callable[[Tensor], Evaluation]]
     key: str
     stopping: EarlyStopping
     by_client: bool = True
 
     def due(self, round_index: int, last: int) -> bool:
         """Whether the state after so many rounds is evaluated."""
-        return bool(self.freq and self.parts) and (round_index % self.freq == 0 or round_index == last)
+        return bool(self.freq and self.measures) and (round_index % self.freq == 0 or round_index == last)
+
+    def cost(self, value: float) -> float:
+        """What is the lower, the better the value of the key is."""
+        return -value if is_accuracy(self.key) else value
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +73,6 @@ class Training:
         federation: the server's choices.
         engine: runs the clients.
         model: what is tuned and evaluated.
-        dataset: all encoded examples.
         evaluation: what is evaluated and when.
         save_freq: keep a snapshot every so many rounds; 0 or less keeps none of them.
         keep_initial: keep the snapshot of round 0, of a run whose initial theta cannot be derived.
@@ -77,7 +80,7 @@ class Training:
         journal: where rounds are committed.
         sinks: where metrics go.
         state: the server's.
-        evaluations: (round, loss) of the key so far.
+        evaluations: (round, cost) of the key so far.
         hashes: state hash of every round so far; the first is the initial one.
     """
 
@@ -86,7 +89,6 @@ class Training:
     federation: Federation
     engine: Engine
     model: Evaluable
-    dataset: EncodedDataset
     evaluation: EvaluationPlan
     save_freq: int
     keep_initial: bool
@@ -99,7 +101,7 @@ class Training:
 
     @property
     def best_round(self) -> int:
-        """The round with the lowest loss so far, the earliest of equals; without evaluations, the present one."""
+        """The round with the lowest cost so far, the earliest of equals; without evaluations, the present one."""
         if not self.evaluations:
             return self.state.round
         return min(self.evaluations, key=lambda pair: (pair[1], pair[0]))[0]
@@ -107,8 +109,8 @@ class Training:
     @property
     def finished(self) -> bool:
         """Whether no further round is due."""
-        losses = [loss for _, loss in self.evaluations]
-        return self.state.round >= self.rounds or self.evaluation.stopping.should_stop(losses)
+        costs = [cost for _, cost in self.evaluations]
+        return self.state.round >= self.rounds or self.evaluation.stopping.should_stop(costs)
 
     def run(self, progress: RoundProgress, interrupted: Callable[[], bool]) -> None:
         """Run the rounds that are left, until the last, an early stop, or an interruption between two rounds."""
@@ -192,13 +194,13 @@ class Training:
 
     def _evaluate(self) -> list[Metric]:
         metrics = []
-        for name, shards in self.evaluation.parts.items():
-            result = evaluate(self.model, self.state.theta, self.dataset, shards)
-            metrics.append(measured(name, result.loss, round_index=self.state.round))
-            for client, loss in result.client_losses.items() if self.evaluation.by_client else ():
-                metrics.append(measured(name, loss, round_index=self.state.round, client=client))
+        for name, measure in self.evaluation.measures.items():
+            result = measure(self.state.theta)
+            metrics.append(measured(name, result.value, round_index=self.state.round))
+            for client, value in result.client_values.items() if self.evaluation.by_client else ():
+                metrics.append(measured(name, value, round_index=self.state.round, client=client))
             if name == self.evaluation.key:
-                self.evaluations.append((self.state.round, result.loss))
+                self.evaluations.append((self.state.round, self.evaluation.cost(result.value)))
         return metrics
 
     def _costs(self, cohort: Sequence[int], num_batches: int) -> list[Metric]:
@@ -255,5 +257,5 @@ def _mean_size(scalars: Sequence[float] | None) -> dict[str, float]:
 
 def _status(round_index: int, metrics: Sequence[Metric]) -> RoundStatus:
     overall = {metric.name: metric.value for metric in metrics if metric.client is None}
-    names = ("train_loss", "val_loss", "test_loss", "rate")
+    names = ("train_loss", "val_loss", "test_loss", "val_accuracy", "test_accuracy", "rate")
     return RoundStatus(round_index, **{name: overall[name] for name in names if name in overall})

@@ -118,7 +118,7 @@ class Bench:
 
     def loss(self, theta: Tensor) -> float:
         """Mean loss on the judging examples."""
-        return evaluate(self.model, theta, self.holdings.dataset, self.examples(JUDGES)).loss
+        return evaluate(self.model, theta, self.holdings.dataset, self.examples(JUDGES)).value
 
 
 def calibrate(

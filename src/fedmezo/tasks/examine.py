@@ -20,6 +20,7 @@ from fedmezo.results.console import show_table, work_progress
 from fedmezo.runs import assemble
 from fedmezo.tasks import gsm8k, humaneval
 from fedmezo.tasks.answering import exact_match
+from fedmezo.tasks.choices import accuracy
 from fedmezo.tasks.harness import harness_outcomes
 from fedmezo.tasks.losses import data_loss
 from fedmezo.tasks.outcome import Outcome, write_items
@@ -195,6 +196,9 @@ def _reading(subject: Subject, name: str) -> Reading:
 
 def _data_tasks(name: str, examples: Sequence[Example], request: Request, subject: Subject) -> dict[str, Task]:
     tasks: dict[str, Task] = {name: lambda subject, show: data_loss(subject, name, examples, show)}
+    if any(example.choices for example in examples):
+        accuracy_name = f"{name.removesuffix('_loss')}-accuracy"
+        tasks[accuracy_name] = lambda subject, show: accuracy(subject, accuracy_name, examples, show)
     if request.match:
         longest = subject.config.llm.chat.max_len if subject.config else MAX_NEW_TOKENS
         decoding = _decoding(request, longest)
