@@ -79,17 +79,14 @@ _Reader = Callable[[str, dict[str, object], Layout], Example]
 
 def _reader(row: Mapping[str, object], layout: Layout) -> _Reader:
     """What reads a row of these fields: the form whose field was named, else the first whose field is there."""
-    readers: dict[str, _Reader] = {
-        layout.instruction: _instruction,
-        layout.messages: _conversation,
-        layout.prompt: _completion,
-        layout.text: _text_alone,
-    }
-    for fields in (layout.required, row):
-        for field, reader in readers.items():
-            if field in fields:
-                return reader
-    return _instruction
+    readers: tuple[tuple[str, _Reader], ...] = (
+        (layout.instruction, _instruction),
+        (layout.messages, _conversation),
+        (layout.prompt, _completion),
+        (layout.text, _text_alone),
+    )
+    found = (reader for fields in (layout.required, row) for field, reader in readers if field in fields)
+    return next(found, _instruction)
 
 
 def _instruction(where: str, row: dict[str, object], layout: Layout) -> Example:
