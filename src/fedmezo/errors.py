@@ -39,3 +39,9 @@ class TrainingError(FedMeZOError, RuntimeError):
     """Training itself failed: every loss non-finite, too few usable reports."""
 
     exit_code = 1
+
+
+class CheckError(FedMeZOError, RuntimeError):
+    """What a run has saved is not what it computed."""
+
+    exit_code = 1

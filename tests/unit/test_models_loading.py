@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import urllib.error
 import urllib.request
 from collections import OrderedDict
@@ -14,12 +15,13 @@ from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from fedmezo.data.encode import pad_id
 from fedmezo.errors import ModelError
 from fedmezo.models import hardware, loading
 from fedmezo.models.fingerprint import base_hash
 from fedmezo.models.hardware import choose_device, choose_dtype
 from fedmezo.models.loading import load_base, locate
-from fedmezo.models.vocabulary import exact_mean
+from fedmezo.models.vocabulary import exact_mean, settle_special_tokens
 
 CPU = torch.device("cpu")
 NUM_WORDS = 12
@@ -47,35 +49,97 @@ def load(directory: Path) -> tuple[Any, Any]:
     return load_base(str(directory), None, torch.float32, CPU)
 
 
+def test_a_base_is_loaded_as_it_was_published(tmp_path: Path) -> None:
+    save_model(tmp_path)  # its tokenizer names no special token at all
+    model, tokenizer = load(tmp_path)
+    before: Any = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert base_hash(model) == base_hash(before)
+    assert (len(tokenizer), model.config.vocab_size) == (NUM_WORDS, NUM_WORDS)
+    assert tokenizer.padding_side == "right"
+
+
 @pytest.mark.parametrize("tied", [False, True])
-def test_missing_special_tokens_get_the_mean_row(tmp_path: Path, tied: bool) -> None:
+def test_rows_that_earlier_versions_added_are_there_for_their_journals(tmp_path: Path, tied: bool) -> None:
     save_model(tmp_path, tied=tied, eos_token="w1", bos_token="w2", unk_token="w0")
     state = torch.get_rng_state()
-    model, tokenizer = load(tmp_path)
+    model, tokenizer = load_base(str(tmp_path), None, torch.float32, CPU, grown=True)
     assert torch.equal(torch.get_rng_state(), state)
     assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("[PAD]", NUM_WORDS)
-    assert (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token) == ("w1", "w2", "w0")
-    assert tokenizer.padding_side == "right"
-    assert tokenizer.is_fast
     assert model.config.vocab_size == NUM_WORDS + 1
     before: Any = LlamaForCausalLM.from_pretrained(tmp_path)
-    for new, old in (
-        (model.get_input_embeddings().weight, before.get_input_embeddings().weight),
-        (model.get_output_embeddings().weight, before.get_output_embeddings().weight),
-    ):
+    for new, old in zip(tables(model), tables(before), strict=True):
         assert torch.equal(new[:NUM_WORDS], old)
         torch.testing.assert_close(new[NUM_WORDS], old.mean(0), rtol=1e-6, atol=1e-8)
-    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) is tied
+    first, second = tables(model)
+    assert (first is second) is tied
 
 
-def test_spare_rows_are_used_before_the_embedding_grows(tmp_path: Path) -> None:
-    save_model(tmp_path, rows=NUM_WORDS + 8)
+def tables(model: Any) -> list[torch.Tensor]:
+    return [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+
+
+def test_the_end_of_an_answer_is_the_models_own(tmp_path: Path) -> None:
+    save_model(tmp_path)
     model, tokenizer = load(tmp_path)
-    assert len(tokenizer) == NUM_WORDS + 4
-    assert tokenizer.convert_ids_to_tokens([12, 13, 14, 15]) == ["[PAD]", "</s>", "<s>", "<unk>"]
-    rows = model.get_input_embeddings().weight
-    assert len(rows) == NUM_WORDS + 8
-    assert torch.equal(rows[12], exact_mean(rows[:12].detach()))
+    model.generation_config.eos_token_id = [NUM_WORDS + 7, 5]  # the first is beyond the vocabulary
+    ending = settle_special_tokens(model, tokenizer)
+    assert (tokenizer.eos_token, tokenizer.eos_token_id, len(tokenizer)) == ("w5", 5, NUM_WORDS)
+    assert ending.is_new
+    assert "answers end with 'w5' (id 5), as in the tokenizer beside the adapter" in ending.notices[0]
+
+
+def without_end(directory: Path, rows: int = NUM_WORDS) -> tuple[Any, Any]:
+    save_model(directory, rows=rows)
+    model, tokenizer = load(directory)
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    return model, tokenizer
+
+
+def test_a_spare_row_can_be_the_end_and_stays_as_it_is(tmp_path: Path) -> None:
+    model, tokenizer = without_end(tmp_path, rows=NUM_WORDS + 8)
+    before = base_hash(model)
+    assert settle_special_tokens(model, tokenizer).is_new
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("</s>", NUM_WORDS)
+    assert base_hash(model) == before
+
+
+def test_without_a_row_for_it_there_is_no_end_and_a_notice(tmp_path: Path) -> None:
+    model, tokenizer = without_end(tmp_path)
+    ending = settle_special_tokens(model, tokenizer)
+    assert (tokenizer.eos_token_id, pad_id(tokenizer), ending.is_new) == (None, 0, False)
+    assert "answers are learned without an end" in ending.notices[0]
+
+
+def test_padding_beyond_the_embedding_is_not_used(tmp_path: Path) -> None:
+    save_model(tmp_path, eos_token="w1")
+    model, tokenizer = load(tmp_path)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert settle_special_tokens(model, tokenizer).notices == ()
+    assert pad_id(tokenizer) == 1
+
+
+def test_code_that_a_model_brings_along_is_refused_unless_it_may_run(tmp_path: Path) -> None:
+    save_model(tmp_path, eos_token="w1", pad_token="w3")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class Own(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    with pytest.raises(ModelError, match=r"brings Python code of its own.* set model\.trust_remote_code: True"):
+        load(tmp_path)
+    model, _ = load_base(str(tmp_path), None, torch.float32, CPU, own_code=True)
+    assert type(model).__name__ == "Own"
+
+
+def test_a_model_that_is_no_causal_one_is_refused_in_a_few_words(tmp_path: Path) -> None:
+    save_model(tmp_path, eos_token="w1", pad_token="w3")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "architectures": ["T5Model"]}))
+    with pytest.raises(ModelError, match="T5Config") as caught:
+        load(tmp_path)
+    assert len(str(caught.value)) < 500
 
 
 def test_complete_tokenizer_changes_nothing(tmp_path: Path) -> None:

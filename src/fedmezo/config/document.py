@@ -96,7 +96,9 @@ class Document:
             parent = parent[above]
         value, place = parent[keys[-1]], self.places[keys]
         self.pop(keys)
-        section = self.data.setdefault(to[0], {})
+        if self.data.get(to[0]) is None:
+            self.data[to[0]] = {}
+        section = self.data[to[0]]
         if isinstance(section, dict):
             section[to[1]] = value
             self.places.setdefault(to[:1], place)

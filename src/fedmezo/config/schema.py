@@ -336,6 +336,9 @@ class Model(Section):
     dtype: Dtype | None = None
     """Number format of the base weights. Unset: float32, or with `train.is_enable_half` the device's half precision."""
 
+    trust_remote_code: bool = False
+    """Run Python code that the model brings along, where transformers has none for it: it has all your rights."""
+
     @property
     def name(self) -> str:
         """Hub name or folder without the suffix @huggingface_llm."""

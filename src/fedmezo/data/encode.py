@@ -1,4 +1,4 @@
-"""Examples as token ids: prompt, answer and end-of-sequence token, with the loss on the last two.
+"""Examples as token ids: prompt, answer and, where there is one, end-of-sequence token, with the loss on the last two.
 
 Prompt and answer are tokenised together, as in the reference, so that no tokenizer slips a space in between. A token
 belongs to the answer when it ends behind the prompt's last character. The reference tokenises the prompt again and
@@ -105,8 +105,15 @@ def encode_texts(
         raise DataError(
             f"llm.tok_len is {tok_len}, which leaves no room for an answer in any of {len(texts)} examples; raise it"
         )
-    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    return EncodedDataset(**arrays, dropped=len(texts) - len(arrays["kept"]), pad_id=pad_id)
+    return EncodedDataset(**arrays, dropped=len(texts) - len(arrays["kept"]), pad_id=pad_id(tokenizer))
+
+
+def pad_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """What fills up a batch, where no loss and no attention sees it: padding, the end of a sequence, or any token."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -114,8 +121,6 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
         raise ModelError(
             f"the tokenizer {type(tokenizer).__name__} is not a fast one; the model's folder needs a tokenizer.json"
         )
-    if tokenizer.eos_token_id is None:
-        raise ModelError("the tokenizer has no end-of-sequence token; set eos_token in its tokenizer_config.json")
 
 
 def _content_hash(texts: Sequence[Text], tokenizer: PreTrainedTokenizerFast, tok_len: int) -> str:
@@ -161,7 +166,7 @@ def _tokenise(
         ids, spans = next(by_opening[text.opened])
         if ids[-1:] == [tokenizer.eos_token_id]:  # some tokenizers append it themselves
             ids, spans = ids[:-1], spans[:-1]
-        end = [tokenizer.eos_token_id] * text.ended
+        end = [tokenizer.eos_token_id] if text.ended and tokenizer.eos_token_id is not None else []
         yield [*ids, *end], np.concatenate([_is_counted(text, spans), np.ones(len(end), dtype=np.bool_)])
 
 

@@ -130,6 +130,7 @@ def load(options: WorkerOptions, setup: Setup) -> Loaded:
     examples = read_examples(Path(options.data), Layout())
     prompts = assemble.make_prompts(config, tuned.tokenizer)
     dataset = encode_examples(examples, tuned.tokenizer, config.llm.tok_len, assemble.tokens_folder(config), prompts)
+    assemble.require_fit(config, tuned, dataset)
     for notice in assemble.use_lanes(config, tuned, dataset):
         logger.warning(notice)
     schedule = assemble.make_schedule(config)

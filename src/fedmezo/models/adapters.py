@@ -6,7 +6,8 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -36,6 +37,7 @@ from transformers.pytorch_utils import Conv1D
 from fedmezo.atomic import replacing
 from fedmezo.errors import ModelError
 from fedmezo.models.flat import ADAPTER_NAME, trainable_parameters
+from fedmezo.models.foreign import explained
 from fedmezo.zo.noise import Purpose, Stream, words
 
 METHODS: dict[str, type[PeftConfig]] = {
@@ -60,6 +62,7 @@ _FILLED_BY_PEFT = {
 }
 _MODULE_KEYS = ("target_modules", "exclude_modules", "modules_to_save")
 _LORA_INITIALISATIONS = (True, False, "gaussian", "orthogonal")
+_SAVED_NAME = "saved"
 _CONSTRUCTOR_QUERY = 1
 """Query word of the draw that seeds PEFT's constructors: the tensors drawn here take query 0."""
 
@@ -80,13 +83,10 @@ def attach_adapter(base: PreTrainedModel, args: Mapping[str, object], seed: int)
     """
     config = adapter_config(args, base)
     low, high = words(Stream(seed, Purpose.ADAPTER, query=_CONSTRUCTOR_QUERY), 0, 2).tolist()
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # PEFT reads the old name
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _refusal_of(args):
+        _silence_peft()
         torch.default_generator.manual_seed(low | high << 32)
-        try:
-            model = get_peft_model(base, config, adapter_name=ADAPTER_NAME)
-        except (ValueError, TypeError, ImportError) as error:
-            raise ModelError(f"llm.adapter.args {dict(args)}: PEFT refuses: {error}") from error
+        model = get_peft_model(base, config, adapter_name=ADAPTER_NAME)
     if isinstance(config, LoraConfig) and config.init_lora_weights is True:
         _redraw_lora_(model, seed)
     return model
@@ -105,10 +105,12 @@ def adapter_config(args: Mapping[str, object], base: PreTrainedModel) -> PeftCon
     _check_modules(keys, base)
     if "fan_in_fan_out" in _key_names(cls):  # layers of GPT-2 store their weight transposed; PEFT warns when untold
         keys.setdefault("fan_in_fan_out", any(isinstance(module, Conv1D) for module in base.modules()))
-    try:
+    with _refusal_of(args):
         return cls(task_type=TaskType.CAUSAL_LM, **keys)
-    except (ValueError, TypeError, ImportError) as error:
-        raise ModelError(f"llm.adapter.args {dict(args)}: PEFT refuses: {error}") from error
+
+
+def _refusal_of(args: Mapping[str, object]) -> AbstractContextManager[None]:
+    return explained(f"llm.adapter.args {dict(args)}: PEFT refuses")
 
 
 def write_adapter(model: PeftModel, directory: Path) -> None:
@@ -149,6 +151,33 @@ def read_adapter(model: PeftModel, directory: Path) -> None:
         raise ModelError(f"federate.restore_from: {path} is damaged: {error}") from error
     _check_fits(state, get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME, save_embedding_layers=False), path)
     set_peft_model_state_dict(model, state, adapter_name=ADAPTER_NAME)
+
+
+def _silence_peft() -> None:
+    """Within `catch_warnings`: two warnings about PEFT's own doing, for which its user can do nothing."""
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # it reads the old name
+    warnings.filterwarnings(
+        "ignore", message="The following (rank|alpha)_pattern keys"
+    )  # it wrote them, for fused experts
+
+
+@contextmanager
+def loaded_beside(model: PeftModel, directory: Path) -> Iterator[None]:
+    """Within the block a saved adapter takes the live one's place, as PEFT itself loads it: no second base in memory.
+
+    Raises:
+        ModelError: PEFT cannot load it.
+    """
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        _silence_peft()
+        with explained(f"{directory}: PEFT cannot load this adapter"):
+            model.load_adapter(str(directory), _SAVED_NAME, torch_device=str(model.device))
+    model.set_adapter(_SAVED_NAME)
+    try:
+        yield
+    finally:
+        model.set_adapter(ADAPTER_NAME)
+        model.delete_adapter(_SAVED_NAME)
 
 
 def _check_fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedmezo.models.adapters import attach_adapter, read_adapter, write_adapter
+from fedmezo.models.adapters import attach_adapter, loaded_beside, read_adapter, write_adapter
 from fedmezo.models.compiled import compiled_forward
+from fedmezo.models.fitness import require_causal
 from fedmezo.models.flat import FlatParameters
-from fedmezo.models.label_loss import choose_path
+from fedmezo.models.label_loss import PlainPath, choose_path
 from fedmezo.models.lanes import EagerForward, LaneForward, base_of, laned_losses, spread, with_lanes
+from fedmezo.models.targets import with_targets
 from fedmezo.records import Batch, Segment
 from fedmezo.zo.local import FlatThetas, LocalThetas
 from fedmezo.zo.noise import Noise
@@ -28,28 +30,49 @@ class CausalLM:
         base: a frozen causal language model; the adapter is built into it.
         adapter_args: the mapping in `llm.adapter.args`.
         seed: run seed, which the adapter's initial values follow from.
+        tokenizer: to be saved beside the adapter; None where the base model's own will do.
 
     Raises:
-        ModelError: the adapter cannot be built as asked.
+        ModelError: the adapter cannot be built as asked, or the model is not causal.
     """
 
-    def __init__(self, base: PreTrainedModel, adapter_args: Mapping[str, object], seed: int) -> None:
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        adapter_args: Mapping[str, object],
+        seed: int,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        adapter_args, chosen = with_targets(adapter_args, base)
         self._model = attach_adapter(base, adapter_args, seed)
         self._flat = FlatParameters(self._model)
         self._set_training(False)
+        require_causal(self._model, base)
         self._token_losses, notices = choose_path(self._model, base)
         self._laned: LaneForward | None = None
         self.lanes = 1
         """Thetas that share a forward pass; see `use_lanes`."""
         self.compiled = False
         """Whether the forward pass over lanes is; see `compile`."""
-        self.notices: tuple[str, ...] = tuple(notices)
+        self.notices: tuple[str, ...] = (*chosen, *notices)
         """What the user should be told about this model."""
 
     @property
     def peft(self) -> PeftModel:
         """The model with its adapter, at the live tensors: to generate text with."""
         return self._model
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The causal language model inside."""
+        return base_of(self._model)
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Tokens, or keys and values of tokens, that the adapter puts before each example."""
+        config = self._model.active_peft_config
+        return int(config.num_virtual_tokens) if config.is_prompt_learning else 0
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -150,6 +173,18 @@ class CausalLM:
         self.load(theta)
         write_adapter(self._model, directory)
         self.load(live)
+        if self._tokenizer is not None:
+            self._tokenizer.save_pretrained(directory)
+
+    def saved_loss(self, directory: Path, batch: Batch) -> float:
+        """Mean loss over the label tokens of a saved adapter as PEFT loads it, by the model's own forward pass.
+
+        Raises:
+            ModelError: PEFT cannot load it.
+        """
+        self._set_training(False)
+        with loaded_beside(self._model, directory), torch.inference_mode():
+            return float(PlainPath(self._model)(batch).mean())
 
     def read_adapter(self, directory: Path) -> Tensor:
         """Theta (d,) of a saved adapter; the live tensors take its values.

@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from fedmezo.data.encode import pad_id
 from fedmezo.data.prompt import Text
 from fedmezo.models.causal_lm import CausalLM
 
@@ -111,7 +112,7 @@ def _continue(
     model: nn.Module, tokenizer: PreTrainedTokenizerFast, rows: Sequence[list[int]], decoding: Decoding
 ) -> list[str]:
     longest = max(map(len, rows))
-    padded = [[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows]
+    padded = [[pad_id(tokenizer)] * (longest - len(row)) + row for row in rows]
     masks = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
     generating: Any = model  # neither transformers nor PEFT types what `generate` takes
     stopping = [_StopText(tokenizer, decoding.stops, longest)] if decoding.stops else []
@@ -124,7 +125,7 @@ def _continue(
             attention_mask=torch.tensor(masks, device=generating.device),
             max_new_tokens=decoding.max_new_tokens,
             do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=pad_id(tokenizer),
             eos_token_id=tokenizer.eos_token_id,
             stopping_criteria=StoppingCriteriaList(stopping),
             use_cache=True,

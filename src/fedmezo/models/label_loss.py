@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fedmezo.errors import ModelError
+from fedmezo.models.foreign import attempt, explained
 from fedmezo.models.vocabulary import embedding_and_head, num_rows
 from fedmezo.records import IGNORE_LABEL, Batch
 
@@ -169,12 +170,14 @@ def choose_path(model: nn.Module, base: PreTrainedModel) -> tuple[LossPath, list
     Args:
         model: what is called with a batch: the base with its adapter.
         base: the causal language model inside.
+
+    Raises:
+        ModelError: the model's own forward pass fails.
     """
     plain = PlainPath(model)
     _, head = embedding_and_head(base)
     if head is not None:
-        vocabulary = num_rows(base)
-        label_only = LabelOnlyPath(model, head, _after_head(base.config), vocabulary)
+        label_only = LabelOnlyPath(model, head, _after_head(base.config), num_rows(base))
         if _agree(plain, label_only, probe_of(base), base.dtype):
             return label_only, []
     return plain, [
@@ -209,12 +212,10 @@ def probe_of(base: PreTrainedModel, rows: int = 2, length: int = 8) -> Batch:
 def _agree(plain: LossPath, label_only: LossPath, batch: Batch, dtype: torch.dtype) -> bool:
     """Whether two paths give the same losses up to the rounding of the logits, which are in the base's precision."""
     with torch.inference_mode():
-        expected = plain(batch).losses
-        try:
-            losses = label_only(batch).losses
-        except (ModelError, RuntimeError, IndexError):
-            return False
-    return losses_agree(losses, expected, dtype)
+        with explained("the model cannot be computed with this adapter"):
+            expected = plain(batch).losses
+        losses = attempt(lambda: label_only(batch).losses)
+    return losses is not None and losses_agree(losses, expected, dtype)
 
 
 def losses_agree(losses: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fedmezo.models.flat import ADAPTER_NAME, FlatParameters
+from fedmezo.models.foreign import attempt
 from fedmezo.models.label_loss import LossPath, choose_path, losses_agree, probe_of
 from fedmezo.records import IGNORE_LABEL, Batch, Segment
 
@@ -165,18 +166,23 @@ def with_lanes(model: PeftModel, flat: FlatParameters, path: LossPath) -> tuple[
         path: its loss at the live tensors.
     """
     base = base_of(model)
-    copied = _with_lane_layers(model, flat)
-    if copied is not None:
-        layers = [module for module in copied.modules() if isinstance(module, LaneLora | LaneIA3 | LanePrompt)]
-        give(layers, spread(flat.flat()))
-        lane_path, _ = choose_path(copied, base_of(copied))
-        forward = EagerForward(lane_path, layers)
-        if _agree(forward, path, flat, probe_of(base), base.dtype):
-            return forward, []
+    forward = attempt(lambda: _laned_form(model, flat))
+    if forward is not None and _agree(forward, path, flat, probe_of(base), base.dtype):
+        return forward, []
     return None, [
         f"train.lanes: {type(base).__name__} with this adapter has no laned form: one perturbed copy of the adapter is "
         "evaluated at a time"
     ]
+
+
+def _laned_form(model: PeftModel, flat: FlatParameters) -> EagerForward | None:
+    copied = _with_lane_layers(model, flat)
+    if copied is None:
+        return None
+    layers = [module for module in copied.modules() if isinstance(module, LaneLora | LaneIA3 | LanePrompt)]
+    give(layers, spread(flat.flat()))
+    path, _ = choose_path(copied, base_of(copied))
+    return EagerForward(path, layers)
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
@@ -202,11 +208,8 @@ def _agree(forward: LaneForward, path: LossPath, flat: FlatParameters, probe: Ba
             flat.load(one)
             alone.append(path(batch).mean())
         flat.load(theta)
-        try:
-            together = forward(thetas, probe)
-        except RuntimeError:
-            return False
-    return losses_agree(together, torch.stack(alone), dtype)
+        together = attempt(lambda: forward(thetas, probe))
+    return together is not None and losses_agree(together, torch.stack(alone), dtype)
 
 
 def _rows_of(batch: Batch) -> list[Batch]:

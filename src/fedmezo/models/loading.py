@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants, hf_hub_download, snapshot_download
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from fedmezo.errors import ModelError
+from fedmezo.errors import FedMeZOError, ModelError
+from fedmezo.models.foreign import brief
 from fedmezo.models.gguf import PACKAGE_PREFIX, file_in_package, hub_file, names_gguf, read_gguf
-from fedmezo.models.vocabulary import complete_vocabulary
+from fedmezo.models.vocabulary import grow_as_once
 
 BUNDLED = "bundled"
 PACKAGE_SUFFIX = "huggingface_llm"
@@ -35,13 +35,18 @@ _WANTED = (
     "give a directory that holds config.json, the weights (*.safetensors) and the tokenizer, a .gguf file, or the name "
     "of a model on the Hugging Face hub"
 )
-_LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
 
 
 def load_base(
-    name: str, cache_dir: str | None, dtype: torch.dtype, device: torch.device
+    name: str,
+    cache_dir: str | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    own_code: bool = False,
+    grown: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A frozen base model in evaluation mode, and its tokenizer, with every special token that training needs.
+    """A frozen base model in evaluation mode, and its tokenizer, both as they were published.
 
     Args:
         name: a hub name, a local directory, a GGUF file (here, `OWNER/REPOSITORY/FILE.gguf` on the hub or
@@ -49,20 +54,24 @@ def load_base(
         cache_dir: where the hub keeps what it downloads; None or empty for its usual place.
         dtype: precision of the weights.
         device: where the model goes.
+        own_code: run Python code that the model brings along, where transformers has none for it.
+        grown: with the special tokens and rows that runs of earlier versions added.
 
     Raises:
-        ModelError: the model cannot be fetched, is incomplete or damaged, or is no causal language model.
+        ModelError: the model cannot be fetched, is incomplete or damaged, is no causal language model, or needs code
+            of its own that may not run.
     """
     source = locate(name)
     with _explained(source), _without_progress_bar(), torch.random.fork_rng(devices=[]):
-        tokenizer, model, report = _read(source, cache_dir or None, dtype)
+        tokenizer, model, report = _read(source, cache_dir or None, dtype, own_code)
     if report["missing_keys"]:
         raise ModelError(f"model {source!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}")
     if not tokenizer.is_fast:
         raise ModelError(
             f"model {source!r} has no fast tokenizer (a file tokenizer.json): convert it with transformers"
         )
-    complete_vocabulary(model, tokenizer)
+    if grown:
+        grow_as_once(model, tokenizer)
     model.config.use_cache = False
     model.name_or_path = source  # what a saved adapter names as its base
     return model.requires_grad_(False).eval().to(device), tokenizer
@@ -111,19 +120,21 @@ def _require_files(folder: Path) -> None:
         raise ModelError(f"{folder} holds no base model, since there is no {', no '.join(missing)}: {wanted}")
 
 
-def _read(source: str, cache: str | None, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]:
+def _read(source: str, cache: str | None, dtype: torch.dtype, own_code: bool) -> tuple[Any, Any, dict[str, Any]]:
     """Tokenizer, model and loading report, from the disk if all of it is there, else from the hub."""
     if names_gguf(source):
         return read_gguf(_gguf_path(source, cache), dtype)
     folder = _folder(source, cache)
     if folder is not None:
         try:
-            return _read_from(folder, None, dtype)  # by its path: by its name, transformers asks the hub all the same
+            return _read_from(
+                folder, None, dtype, own_code
+            )  # by its path: by its name, transformers asks the hub all the same
         except OSError:
             if folder == source:
                 raise
     _require_hub(source, source, cache)
-    return _read_from(source, cache, dtype)
+    return _read_from(source, cache, dtype, own_code)
 
 
 def _gguf_path(source: str, cache: str | None) -> Path:
@@ -152,10 +163,11 @@ def _folder(source: str, cache: str | None) -> str | None:
         return None
 
 
-def _read_from(source: str, cache: str | None, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]:
-    tokenizer = AutoTokenizer.from_pretrained(source, cache_dir=cache, padding_side="right", use_fast=True)
+def _read_from(source: str, cache: str | None, dtype: torch.dtype, own_code: bool) -> tuple[Any, Any, dict[str, Any]]:
+    common: dict[str, Any] = {"cache_dir": cache, "trust_remote_code": own_code}  # unset, transformers would ask
+    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="right", use_fast=True, **common)
     auto_model: Any = AutoModelForCausalLM  # what it returns with `output_loading_info` is not in its annotations
-    model, report = auto_model.from_pretrained(source, cache_dir=cache, dtype=dtype, output_loading_info=True)
+    model, report = auto_model.from_pretrained(source, dtype=dtype, output_loading_info=True, **common)
     return tokenizer, model, report
 
 
@@ -192,13 +204,20 @@ def _hub_failure() -> str | None:
 def _explained(source: str) -> Iterator[None]:
     try:
         yield
-    except ModelError:
+    except FedMeZOError:
         raise
-    except _LOADING_ERRORS as error:
-        reason = str(error).strip() or type(error).__name__
-        raise ModelError(
-            f"model {source!r} cannot be loaded as a causal language model with its tokenizer: {reason}{_hint(reason)}"
-        ) from error
+    except Exception as error:
+        raise ModelError(_reason(source, error)) from error
+
+
+def _reason(source: str, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return (
+            f"model {source!r} brings Python code of its own, which runs with all your rights: read it, and if you "
+            "trust it, set model.trust_remote_code: True (eval, generate and import: --trust-remote-code)"
+        )
+    words = brief(error)
+    return f"model {source!r} cannot be loaded as a causal language model with its tokenizer: {words}{_hint(words)}"
 
 
 def _hint(reason: str) -> str:

@@ -30,11 +30,14 @@ from fedmezo.federation.optimizers import OptimizerFactory
 from fedmezo.federation.rates import RateStrategy
 from fedmezo.federation.round import Federation
 from fedmezo.federation.server_optimizers import ServerOptimizer
+from fedmezo.models import fitness
 from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.fingerprint import base_hash
+from fedmezo.models.foreign import explained
 from fedmezo.models.hardware import choose_device, choose_dtype
 from fedmezo.models.lane_budget import bytes_per_lane, fitting_lanes, longest_batch
 from fedmezo.models.loading import load_base
+from fedmezo.models.vocabulary import settle_special_tokens
 from fedmezo.records import Example
 from fedmezo.results.console import work_progress
 from fedmezo.results.metrics import ACCURACY
@@ -87,11 +90,15 @@ def load_model(config: Config) -> TunedModel:
         torch.set_num_threads(config.threads)
     device, device_notices = choose_device(config.use_gpu, config.device)
     dtype, dtype_notices = choose_dtype(config.model.dtype, config.train.is_enable_half, device)
-    base, tokenizer = load_base(config.model.type, config.llm.cache.model, dtype, device)
+    base, tokenizer = load_base(
+        config.model.type, config.llm.cache.model, dtype, device, own_code=config.model.trust_remote_code
+    )
     assert isinstance(tokenizer, PreTrainedTokenizerFast), "load_base asks for a fast tokenizer"
     fingerprint = base_hash(base)
-    model = CausalLM(base, config.llm.adapter.args[0].model_dump(), config.seed)
-    notices = (*device_notices, *dtype_notices, *model.notices)
+    ending = settle_special_tokens(base, tokenizer)
+    beside = tokenizer if ending.is_new else None
+    model = CausalLM(base, config.llm.adapter.args[0].model_dump(), config.seed, beside)
+    notices = (*device_notices, *dtype_notices, *ending.notices, *model.notices)
     return TunedModel(model, tokenizer, fingerprint, dtype, model.flat().cpu(), notices)
 
 
@@ -142,6 +149,23 @@ def prompt_notices(holdings: Holdings) -> list[str]:
     if all(example.form != "instruction" for example in holdings.examples):
         return []
     return ["the model has a chat template of its own, but is asked in the Alpaca prompt; to use it: data.format: chat"]
+
+
+def require_fit(config: Config, tuned: TunedModel, dataset: EncodedDataset) -> None:
+    """See that the model has room for the examples, before anything is computed from them.
+
+    On a CPU, which survives it, the longest example is also tried: some models know limits that no config states.
+
+    Raises:
+        DataError: the longest has too few positions, or a token no row.
+        ModelError: the model fails on the longest example.
+    """
+    model, base = tuned.model, tuned.model.base
+    fitness.require_fit(base, model.virtual_tokens, dataset, config.llm.tok_len)
+    if len(dataset) and model.device.type == "cpu":
+        longest = int(dataset.lengths.argmax())
+        with explained(f"{type(base).__name__} fails on the longest example, of {dataset.lengths[longest]} tokens"):
+            model.example_losses(tuned.theta, dataset.batch([longest]))
 
 
 def tokens_folder(config: Config) -> Path | None:

@@ -43,6 +43,7 @@ from fedmezo.runs.placement import HERE, Placement
 from fedmezo.runs.snapshots import load_snapshot, snapshots_of
 from fedmezo.runs.stopping import EarlyStopping
 from fedmezo.runs.training import EvaluationPlan, Training
+from fedmezo.runs.verify import check_saved
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.signal import describe
 
@@ -191,6 +192,10 @@ def train(
         return INTERRUPTED
     finish(this, training)
     journal.end(training.state.round)
+    loss, count = check_saved(this.folder / ADAPTER_FOLDER, config, this.tuned, this.holdings, training.state.theta)
+    this.log.line(
+        f"checked: PEFT loads {this.folder / ADAPTER_FOLDER}, with the run's loss: {loss:.4f} on {count} examples"
+    )
     return 0
 
 

@@ -58,6 +58,7 @@ class Here:
     def holdings(self, config: Config, tuned: TunedModel, console: Console) -> Holdings:
         """Read, encode and divide the data set, and give the model as many lanes as its batches leave room for."""
         holdings = assemble.load_holdings(config, tuned.tokenizer, console)
+        assemble.require_fit(config, tuned, holdings.dataset)
         for notice in assemble.use_lanes(config, tuned, holdings.dataset):
             logger.warning(notice)
         return holdings

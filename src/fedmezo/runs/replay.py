@@ -19,6 +19,7 @@ from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.fingerprint import base_hash
 from fedmezo.models.hardware import DTYPES
 from fedmezo.models.loading import load_base
+from fedmezo.models.vocabulary import settle_special_tokens
 from fedmezo.plain import plain
 from fedmezo.records import RoundRecord, Segment
 from fedmezo.results.console import work_progress
@@ -94,26 +95,31 @@ def replaying_estimator(header: Header, records: Sequence[RoundRecord], theta: T
     return TwoPoint(Settings(header.eps, header.queries, noise))
 
 
-def open_model(header: Header, base: str, cache: str | None = None) -> CausalLM:
+def open_model(header: Header, base: str, cache: str | None = None, *, own_code: bool = False) -> CausalLM:
     """The base model with a fresh adapter as the header describes it.
 
     Args:
         header: what the run was.
         base: name or folder of the base model.
         cache: where the hub's downloads are kept; None for its usual place.
+        own_code: run Python code that the model brings along.
 
     Raises:
         ModelError: it cannot be loaded, or is not the base model that the header names.
         RunError: its trainable tensors are not those that the header names.
     """
-    model, _ = load_base(base, cache, DTYPES[header.dtype], torch.device("cpu"))
+    dtype, cpu = DTYPES[header.dtype], torch.device("cpu")
+    model, tokenizer = load_base(base, cache, dtype, cpu, own_code=own_code)
     found = base_hash(model)
     if found != header.base_hash:
+        model, tokenizer = load_base(base, cache, dtype, cpu, own_code=own_code, grown=True)
+    if header.base_hash not in (found, base_hash(model)):
         raise ModelError(
             f"{base} is not the base model of this run: the hash of its weights in {header.dtype} is {found[:16]}, but "
             f"{header.base_hash[:16]} is needed (the run called it {header.base})"
         )
-    tuned = CausalLM(model, header.adapter, header.seed)
+    ending = settle_special_tokens(model, tokenizer)
+    tuned = CausalLM(model, header.adapter, header.seed, tokenizer if ending.is_new else None)
     if tuned.segments != header.segments:
         raise RunError(
             f"the adapter {header.adapter['adapter_method']} on {base} has other tensors than the run's: "

@@ -20,9 +20,11 @@ from fedmezo.data.prompt import ALPACA, Format, Prompts, prompts_for
 from fedmezo.errors import ModelError, RunError
 from fedmezo.federation.aggregate import SCALARS
 from fedmezo.models.causal_lm import CausalLM
+from fedmezo.models.fitness import require_causal
 from fedmezo.models.hardware import choose_device, choose_dtype
 from fedmezo.models.label_loss import LossPath, choose_path
 from fedmezo.models.loading import load_base
+from fedmezo.models.vocabulary import settle_special_tokens
 from fedmezo.runs import assemble
 from fedmezo.runs.directory import ADAPTER_FOLDER, CONFIG_FILE
 from fedmezo.runs.journal import JOURNAL_FILE, Journal, read_journal
@@ -122,7 +124,7 @@ def _load_run(folder: Path, hardware: Hardware, round_index: int | None) -> Subj
         raise RunError(f"{folder}: the run is not finished. Finish it with: fedmezo resume {folder}{_or_round(folder)}")
     base, tokenizer, notices = _base(config)
     model = _with_adapter(base, folder / ADAPTER_FOLDER)
-    losses, more = choose_path(model, base)
+    losses, more = _path(model, base)
     return Subject(folder.name, model, tokenizer, losses, config.llm.tok_len, folder, config, (*notices, *more))
 
 
@@ -130,9 +132,7 @@ def _load_round(folder: Path, config: Config, round_index: int) -> Subject:
     journal = read_journal(folder / JOURNAL_FILE)
     tuned = assemble.load_model(config)
     tuned.model.load(_theta_after(round_index, folder, journal, tuned.model))
-    base = tuned.model.peft.get_base_model()
-    assert isinstance(base, PreTrainedModel), "the base of a run is a model of transformers"
-    losses, _ = choose_path(tuned.model.peft, base)
+    losses, _ = choose_path(tuned.model.peft, tuned.model.base)
     name = f"{folder.name}, round {round_index}"
     return Subject(name, tuned.model.peft, tuned.tokenizer, losses, config.llm.tok_len, folder, config, tuned.notices)
 
@@ -162,13 +162,13 @@ def _load_adapter(folder: Path, hardware: Hardware) -> Subject:
         raise ModelError(f"{folder / ADAPTER_CONFIG}: names no base model ({error})") from error
     base, tokenizer, notices = _plain_base(str(named), hardware)
     model = _with_adapter(base, folder)
-    losses, more = choose_path(model, base)
+    losses, more = _path(model, base)
     return Subject(folder.name, model, tokenizer, losses, TOK_LEN, None, None, (*notices, *more))
 
 
 def _load_model(name: str, hardware: Hardware) -> Subject:
     base, tokenizer, notices = _plain_base(name, hardware)
-    losses, more = choose_path(base, base)
+    losses, more = _path(base, base)
     return Subject(Path(name).name, base, tokenizer, losses, TOK_LEN, None, None, (*notices, *more))
 
 
@@ -179,18 +179,27 @@ def _moved(config: Config, hardware: Hardware) -> Config:
     return config.model_copy(update={"use_gpu": use_gpu, "model": config.model.model_copy(update={"dtype": dtype})})
 
 
+def _path(model: PreTrainedModel | PeftModel, base: PreTrainedModel) -> tuple[LossPath, list[str]]:
+    model.eval()
+    require_causal(model, base)
+    return choose_path(model, base)
+
+
 def _base(config: Config) -> tuple[PreTrainedModel, Any, tuple[str, ...]]:
     device, device_notices = choose_device(config.use_gpu, config.device)
     dtype, dtype_notices = choose_dtype(config.model.dtype, config.train.is_enable_half, device)
-    base, tokenizer = load_base(config.model.type, config.llm.cache.model, dtype, device)
-    return base, tokenizer, (*device_notices, *dtype_notices)
+    own_code = config.model.trust_remote_code
+    base, tokenizer = load_base(config.model.type, config.llm.cache.model, dtype, device, own_code=own_code)
+    ending = settle_special_tokens(base, tokenizer)
+    return base, tokenizer, (*device_notices, *dtype_notices, *ending.notices)
 
 
 def _plain_base(name: str, hardware: Hardware) -> tuple[PreTrainedModel, Any, tuple[str, ...]]:
     device, device_notices = choose_device(bool(hardware.use_gpu), -1)
     dtype, dtype_notices = choose_dtype(hardware.dtype, False, device)
     base, tokenizer = load_base(name, None, dtype, device)
-    return base, tokenizer, (*device_notices, *dtype_notices)
+    ending = settle_special_tokens(base, tokenizer)
+    return base, tokenizer, (*device_notices, *dtype_notices, *ending.notices)
 
 
 def _with_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:

@@ -87,6 +87,7 @@ class Elsewhere:
             if examples
             else _no_examples()
         )
+        assemble.require_fit(config, tuned, dataset)
         if examples:
             logger.info("evaluating on %d examples of the server's own", len(dataset))
         else:

@@ -1,0 +1,60 @@
+"""Where a run's files are: stored so that they are found from any folder, and found again after a move."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmezo.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What is not where a run had it; None is where it was.
+
+    Args:
+        model: the base model, as `model.type` names it.
+        data_root: folder of the data files.
+        own_code: run Python code that the model brings along, whatever the run's configuration says.
+    """
+
+    model: str | None = None
+    data_root: Path | None = None
+    own_code: bool = False
+
+    def applied(self, config: Config) -> Config:
+        """The run's configuration with these places instead of its own."""
+        model: dict[str, Any] = {"trust_remote_code": config.model.trust_remote_code or self.own_code}
+        if self.model is not None:
+            model["type"] = self.model
+        sections: dict[str, Any] = {"model": config.model.model_copy(update=model)}
+        if self.data_root is not None:
+            sections["data"] = config.data.model_copy(update={"root": str(self.data_root)})
+        return config.model_copy(update=sections)
+
+
+NOT_MOVED = Moved()
+
+
+def anchored(config: Config) -> Config:
+    """The configuration with absolute paths for relative ones; a hub name stays one."""
+    model = config.model
+    if Path(model.name).expanduser().exists():
+        model = model.model_copy(update={"type": _absolute(model.name)})
+    federate = {key: _absolute(getattr(config.federate, key)) for key in ("save_to", "restore_from")}
+    cache = config.llm.cache.model_copy(update={"model": _absolute(config.llm.cache.model)})
+    return config.model_copy(
+        update={
+            "outdir": _absolute(config.outdir),
+            "data": config.data.model_copy(update={"root": _absolute(config.data.root)}),
+            "model": model,
+            "federate": config.federate.model_copy(update=federate),
+            "llm": config.llm.model_copy(update={"cache": cache}),
+        }
+    )
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(Path(path).expanduser()) if path else path
