@@ -36,6 +36,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedmezo.atomic import replacing
 from fedmezo.errors import ModelError
+from fedmezo.models.adapter_limits import within_limits
 from fedmezo.models.flat import ADAPTER_NAME, trainable_parameters
 from fedmezo.models.foreign import explained
 from fedmezo.zo.noise import Purpose, Stream, words
@@ -103,6 +104,7 @@ def adapter_config(args: Mapping[str, object], base: PreTrainedModel) -> PeftCon
     _check_keys(keys, cls, str(args["adapter_method"]))
     _check_initialisation(keys)
     _check_modules(keys, base)
+    keys = within_limits(keys, base)
     if "fan_in_fan_out" in _key_names(cls):  # layers of GPT-2 store their weight transposed; PEFT warns when untold
         keys.setdefault("fan_in_fan_out", any(isinstance(module, Conv1D) for module in base.modules()))
     with _refusal_of(args):
