@@ -15,10 +15,14 @@ from typing import Any
 
 from fedmezo.errors import RunError
 from fedmezo.federation.messages import VERSION, unpack
+from fedmezo.zo.noise import MAX_ROUNDS
 
 _SETUP = struct.Struct("<4sBII32s32s")  # magic, version, client, round, base hash, hash of initial theta
 _READY = struct.Struct("<4sBIqII")  # magic, version, client, known round, examples, batches of a round
 _REFUSAL = struct.Struct("<4sBIIBq")  # magic, version, client, round, reason, known round
+LARGEST_SETUP = 1 << 20
+LARGEST_REFUSAL = 1 << 16
+"""Bytes of a message; settings and the reason of a refusal take a small part of them."""
 UNKNOWN = -1
 """The known round of a client that does not know the state before any round."""
 
@@ -75,13 +79,17 @@ def decode_setup(data: bytes) -> Setup:
     """The inverse of `encode_setup`.
 
     Raises:
-        RunError: not such a message, or of another version.
+        RunError: not such a message, of another version, or without sound settings.
     """
     _, _, client, round_index, base, theta = unpack(_SETUP, data, b"FMZS")
+    if round_index >= MAX_ROUNDS or len(data) > LARGEST_SETUP:
+        raise RunError(f"a setup message of {len(data)} bytes, for round {round_index}, is none that a server sends")
     try:
         settings = json.loads(data[_SETUP.size :])
     except (ValueError, RecursionError) as error:
         raise RunError(f"a setup message of {len(data)} bytes holds no valid settings: {error}") from error
+    if not isinstance(settings, dict):
+        raise RunError(f"a setup message of {len(data)} bytes holds no mapping of settings")
     return Setup(client, round_index, base.hex(), theta.hex(), settings)
 
 
@@ -105,16 +113,31 @@ def decode_joining(data: bytes) -> Ready | RefusedTask | None:
     """The inverse of `encode_ready` and `encode_refusal`; None for any other message.
 
     Raises:
-        RunError: of another version, or cut short.
+        RunError: of another version, cut short, too long, or with a round that cannot be.
     """
     if data.startswith(b"FMZY"):
         _, _, *fields = unpack(_READY, data, b"FMZY")
-        return Ready(*fields)
+        ready = Ready(*fields)
+        _require_length(data, _READY.size)
+        _require_round(ready.known_round)
+        return ready
     if not data.startswith(b"FMZN"):
         return None
     _, _, client, round_index, reason, known = unpack(_REFUSAL, data, b"FMZN")
+    _require_length(data, LARGEST_REFUSAL)
+    _require_round(known)
     try:
         text = data[_REFUSAL.size :].decode()
         return RefusedTask(client, round_index, Reason(reason), known, text)
     except ValueError as error:
         raise RunError(f"a refusal message cannot be read: {error}") from error
+
+
+def _require_length(data: bytes, most: int) -> None:
+    if len(data) > most:
+        raise RunError(f"a message of {len(data)} bytes starting with {data[:4]!r} has {most} at most")
+
+
+def _require_round(known: int) -> None:
+    if not UNKNOWN <= known <= MAX_ROUNDS:
+        raise RunError(f"a client cannot know the state before round {known}")

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fedmezo.errors import RunError
 from fedmezo.records import ClientTask, Contribution, Report, RoundRecord
-from fedmezo.zo.arithmetic import decode_scalars, encode_scalars
+from fedmezo.zo.arithmetic import LARGEST_FACTOR, decode_scalars, encode_scalars, factor_fault, largest
+from fedmezo.zo.noise import MAX_ROUNDS
 
 VERSION = 1
 _TASK = struct.Struct("<4sBIIfB32s")  # magic, version, round, client, rate, kind of the catch-up, state hash
@@ -87,9 +88,12 @@ def decode_task(data: bytes) -> tuple[ClientTask, str, CatchUp]:
     """The inverse of `encode_task`; a record's losses and counts are not sent and read as 0.
 
     Raises:
-        RunError: not such a message, or of another version.
+        RunError: not such a message, of another version, cut short, or with numbers that no server sends.
     """
     _, _, round_index, client, rate, kind, digest = unpack(_TASK, data, b"FMZT")
+    _require_known(kind)
+    if not 0 <= rate <= LARGEST_FACTOR or round_index >= MAX_ROUNDS:
+        raise RunError(f"a task message of round {round_index} and with the rate {rate:g} is none that a server sends")
     body = memoryview(data)[_TASK.size :]
     way = CatchUp(theta=_decode_vector(body)) if kind == _THETA else CatchUp(records=_decode_records(body))
     return ClientTask(round_index, client, rate), digest.hex(), way
@@ -125,12 +129,13 @@ def encode_report(report: Report) -> bytes:
 
 
 def decode_report(data: bytes) -> Report:
-    """The inverse of `encode_report`.
+    """The inverse of `encode_report`; what it says is for the aggregation to judge.
 
     Raises:
         RunError: not such a message, of another version, or cut short.
     """
     _, _, round_index, client, examples, loss, skipped, kind, count, digest = unpack(_REPORT, data, b"FMZR")
+    _require_known(kind)
     body = memoryview(data)[_REPORT.size :]
     if len(body) != count * (BYTES_PER_PARAMETER if kind == _THETA else 2):
         raise RunError(f"a report message of {len(data)} bytes does not hold the {count} values it announces")
@@ -167,6 +172,11 @@ def unpack(layout: struct.Struct, data: bytes, magic: bytes) -> tuple[Any, ...]:
     return fields
 
 
+def _require_known(kind: int) -> None:
+    if kind not in (_SCALARS, _THETA):
+        raise RunError(f"a message holds values of kind {kind}; this program reads {_SCALARS} and {_THETA}")
+
+
 def _encode_record(record: RoundRecord) -> bytes:
     parts = [_ROUND.pack(record.round, len(record.contributions))]
     for part in record.contributions:
@@ -176,7 +186,7 @@ def _encode_record(record: RoundRecord) -> bytes:
 
 
 def _decode_records(body: memoryview) -> tuple[RoundRecord, ...]:
-    records = []
+    records: list[RoundRecord] = []
     at = 0
     try:
         while at < len(body):
@@ -187,8 +197,10 @@ def _decode_records(body: memoryview) -> tuple[RoundRecord, ...]:
                 part, at = _decode_part(body, at)
                 parts.append(part)
             cohort = tuple(part.client for part in parts)
+            if len(set(cohort)) < count or (records and round_index != records[-1].round + 1):
+                raise RunError(f"a task message brings round {round_index} out of order, or a client in it twice")
             records.append(RoundRecord(round_index, cohort, tuple(parts), (), state_hash=""))
-    except (struct.error, ValueError) as error:
+    except struct.error as error:
         raise RunError(f"a task message is cut short at byte {at} of its records") from error
     return tuple(records)
 
@@ -198,8 +210,10 @@ def _decode_part(body: memoryview, at: int) -> tuple[Contribution, int]:
     start = at + _PART.size
     stop = start + 2 * count
     if stop > len(body):
-        raise ValueError("cut short")
+        raise struct.error
     scalars = decode_scalars(bytes(body[start:stop]))
+    if (fault := factor_fault(rate, weight, largest(scalars))) is not None:
+        raise RunError(f"a task message brings what client {client} did, and {fault}")
     return Contribution(client, rate, weight, 0, 0.0, 0, scalars), stop
 
 
@@ -208,6 +222,6 @@ def _encode_vector(vector: Tensor) -> bytes:
 
 
 def _decode_vector(body: memoryview) -> Tensor:
-    if len(body) % BYTES_PER_PARAMETER:
-        raise RunError(f"{len(body)} bytes are no whole number of float32 values")
+    if not body or len(body) % BYTES_PER_PARAMETER:
+        raise RunError(f"{len(body)} bytes are no vector of float32 values")
     return torch.frombuffer(bytearray(body), dtype=torch.float32)

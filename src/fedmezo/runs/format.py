@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationError
@@ -17,13 +16,18 @@ from fedmezo.config.markup import shorten
 from fedmezo.config.schema import MAX_QUERIES, MAX_ROUNDS, MAX_SEED, MAX_STEPS, AdapterArgs, Allowed, Dtype, Protocol
 from fedmezo.config.strict import LONGEST_NAME, Client, Format, Hash, Name
 from fedmezo.records import Segment
-from fedmezo.zo.arithmetic import decode_scalars, encode_scalars, round_coefficient
+from fedmezo.zo.arithmetic import (
+    LARGEST_FACTOR,
+    decode_scalars,
+    encode_scalars,
+    factor_fault,
+    largest,
+    round_coefficient,
+)
 
 FORMAT_VERSION = 1
 """Of the journal, and of the published log, whose header is the journal's; older ones are read."""
 
-LARGEST_FLOAT = 2.0**127
-"""Of a rate, and of a rate times a scalar: what moves theta must fit float32."""
 MOST_SEGMENTS = 1_000_000
 MOST_PARAMETERS = 2**40
 _LONGEST_TEXT = 1_000_000
@@ -94,7 +98,7 @@ Segments = Annotated[
     Allowed("a list of pairs of a tensor's name and its shape"),
 ]
 Adapter = Annotated[dict[str, Any], PlainValidator(_adapter), Allowed("a mapping with adapter_method in it")]
-Coefficient = Annotated[float, Field(ge=0, le=LARGEST_FLOAT), AfterValidator(_coefficient)]
+Coefficient = Annotated[float, Field(ge=0, le=LARGEST_FACTOR), AfterValidator(_coefficient)]
 Share = Annotated[float, Field(ge=0, le=1), AfterValidator(_coefficient)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Scalars = Annotated[
@@ -117,7 +121,7 @@ class Header(Format):
     """`scalars` or `weights`; only the first can be replayed."""
     noise: Literal["gaussian", "rademacher"]
     """Distribution of the directions."""
-    eps: float = Field(ge=2.0**-100, le=LARGEST_FLOAT)
+    eps: float = Field(ge=2.0**-100, le=LARGEST_FACTOR)
     """Perturbation scale."""
     queries: int = Field(ge=1, le=MAX_QUERIES)
     """Directions per step."""
@@ -147,13 +151,13 @@ class Header(Format):
 
 
 class ContributionLine(Format):
-    """One client's part of a round; see `records.Contribution`."""
+    """One client's part of a round; see `records.Contribution`. The mean of float32 losses fits float32, too."""
 
     client: Client
     rate: Coefficient
     weight: Share
     num_examples: Count
-    train_loss: float
+    train_loss: float = Field(ge=-(2.0**128), le=2.0**128)
     skipped_steps: Count
     scalars: Scalars | None = None
     drift: Annotated[float | None, Field(ge=0), Allowed("a number of at least 0")] = None
@@ -204,20 +208,18 @@ def round_fault(line: RoundLine, header: Header) -> str | None:
     if len(set(members)) < len(members) or not set(members) <= set(line.cohort):
         return "clients: each must be one of the cohort, and stand there once"
     for part in line.clients:
-        fault = scalars_fault(part.rate, part.scalars, header)
+        fault = _scalars_fault(part, header)
         if fault is not None:
             return f"client {part.client}: {fault}"
     return None
 
 
-def scalars_fault(rate: float, scalars: Sequence[float] | None, header: Header) -> str | None:
-    """What keeps a client's scalars from moving theta; None if nothing does."""
+def _scalars_fault(part: ContributionLine, header: Header) -> str | None:
+    scalars = part.scalars
     if (scalars is None) != (header.protocol != "scalars"):
         return f"scalars belong to a run of the scalars protocol, and this one's is {header.protocol}"
     if scalars is None:
         return None
     if len(scalars) > MAX_STEPS * header.queries:
         return f"{len(scalars)} scalars are too many for {MAX_STEPS} steps"
-    if rate * max(map(abs, scalars), default=0.0) > LARGEST_FLOAT:
-        return "its rate and its scalars are too large to move theta"
-    return None
+    return factor_fault(part.rate, part.weight, largest(scalars))

@@ -27,8 +27,8 @@ from fedmezo.config.strict import read_strictly
 from fedmezo.errors import RunError
 from fedmezo.records import Contribution, RoundRecord
 from fedmezo.results.summary import human_bytes
-from fedmezo.runs.format import FORMAT_VERSION, LARGEST_FLOAT, Header, LogDocument
-from fedmezo.zo.arithmetic import decode_scalars, encode_scalars
+from fedmezo.runs.format import FORMAT_VERSION, Header, LogDocument
+from fedmezo.zo.arithmetic import LARGEST_FACTOR, decode_scalars, encode_scalars
 
 MAGIC = b"FMZL"
 _START = struct.Struct("<4sB32s")
@@ -188,7 +188,7 @@ class _Records(Sequence[RoundRecord]):
 
     def require_sound(self, header: Header) -> None:
         """ValueError unless every number may stand in a journal of that header; see `format.ContributionLine`."""
-        for name, column, largest in (("rate", self._rates, LARGEST_FLOAT), ("weight", self._weights, 1.0)):
+        for name, column, largest in (("rate", self._rates, LARGEST_FACTOR), ("weight", self._weights, 1.0)):
             with np.errstate(invalid="ignore"):
                 sound = (column >= 0) & (column <= largest) & (column.view("<u4") & 0xFF == 0)
             if not sound.all():
@@ -205,7 +205,7 @@ class _Records(Sequence[RoundRecord]):
         some = counts > 0
         greatest = np.maximum.reduceat(sizes, (self._scalar_stops - counts)[some]) if some.any() else sizes[:0]
         moved = (greatest.astype(np.uint32) << 16).view(np.float32).astype(float) * self._rates[some]
-        if moved.max(initial=0.0) > LARGEST_FLOAT:
+        if moved.max(initial=0.0) > LARGEST_FACTOR:
             raise ValueError("it holds rates and scalars that are too large to move theta")
 
 

@@ -17,6 +17,9 @@ COEFFICIENT_BITS = 16
 SMALLEST_COEFFICIENT = 2.0**-100
 """Below it a coefficient is 0, so that no product with a direction is subnormal in float32."""
 
+LARGEST_FACTOR = 2.0**127
+"""Of a rate, a scalar, and a rate times a scalar: what moves theta must fit float32."""
+
 
 def round_coefficient(value: float) -> float:
     """`value` rounded to 16 significant bits, ties to even; 0 where it is smaller than 2^-100 in size.
@@ -30,6 +33,21 @@ def round_coefficient(value: float) -> float:
         return 0.0
     mantissa, exponent = math.frexp(value)
     return math.ldexp(round(math.ldexp(mantissa, COEFFICIENT_BITS)), exponent - COEFFICIENT_BITS)
+
+
+def largest(scalars: Sequence[float]) -> float:
+    """The largest size among some scalars, infinity where one is not finite; 0 of none."""
+    return max((abs(g) if math.isfinite(g) else math.inf for g in scalars), default=0.0)
+
+
+def factor_fault(rate: float, weight: float, largest_scalar: float) -> str | None:
+    """What keeps a client's rate, weight and scalars, whoever sent them, from moving theta; None if nothing does."""
+    for name, value, most in (("rate", rate, LARGEST_FACTOR), ("weight", weight, 1.0)):
+        if not 0 <= value <= most:
+            return f"its {name} is {value:g}; needs 0 to {most:g}"
+    if not largest_scalar <= LARGEST_FACTOR or rate * largest_scalar > LARGEST_FACTOR:
+        return "its rate and scalars are too large to move theta, or not finite"
+    return None
 
 
 def round_scalar(value: float) -> float:
