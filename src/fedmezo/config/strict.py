@@ -90,11 +90,11 @@ def read_strictly(kind: type[FormatT], data: object, version: int = 1) -> Format
     try:
         return kind.model_validate(data, context=version)
     except ValidationError as error:
-        raise ValueError(_fault(kind, error)) from error
+        raise ValueError(first_fault(kind, error)) from error
 
 
-def _fault(kind: type[Format], error: ValidationError) -> str:
-    """The first thing that is wrong, in our words."""
+def first_fault(kind: type[Section], error: ValidationError) -> str:
+    """What is wrong first, in our words."""
     first = error.errors(include_url=False)[0]
     loc, what = first["loc"], first["type"]
     place = ".".join(map(str, loc))

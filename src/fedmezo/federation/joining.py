@@ -23,6 +23,8 @@ _REFUSAL = struct.Struct("<4sBIIBq")  # magic, version, client, round, reason, k
 LARGEST_SETUP = 1 << 20
 LARGEST_REFUSAL = 1 << 16
 """Bytes of a message; settings and the reason of a refusal take a small part of them."""
+LONGEST_REASON = 10_000
+"""Characters of it."""
 UNKNOWN = -1
 """The known round of a client that does not know the state before any round."""
 
@@ -106,7 +108,7 @@ def encode_ready(ready: Ready) -> bytes:
 def encode_refusal(refusal: RefusedTask) -> bytes:
     """A client's no."""
     head = _REFUSAL.pack(b"FMZN", VERSION, refusal.client, refusal.round, refusal.reason.value, refusal.known_round)
-    return head + refusal.text.encode()
+    return head + refusal.text[:LONGEST_REASON].encode(errors="replace")
 
 
 def decode_joining(data: bytes) -> Ready | RefusedTask | None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from fedmezo.config.checks import conflicts
+from fedmezo.config.markup import shorten
 from fedmezo.config.schema import Config
+from fedmezo.config.strict import first_fault
 from fedmezo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,22 +45,41 @@ def site_config(settings: Mapping[str, Any], options: WorkerOptions) -> Config:
     Raises:
         ConfigError: the server sent what it should not, or what does not fit together.
     """
-    allowed = {*SHARED, "model"}
-    if extra := sorted(set(settings) - allowed):
-        raise ConfigError(f"the server sent settings that are none of its business: {', '.join(extra)}")
+    _require_shared(settings, {**SHARED, "model": {"dtype": True}}, "")
+    try:
+        config = Config.model_validate(_with_own(settings, options))
+    except ValidationError as error:
+        raise ConfigError(f"the server's settings are not sound: {first_fault(Config, error)}") from error
+    if found := [conflict.text for conflict in conflicts(config)]:
+        raise ConfigError(f"the server's settings do not fit together: {'; '.join(found)}")
+    return config
+
+
+def _require_shared(settings: Mapping[str, Any], shared: Mapping[str, Any], above: str) -> None:
+    """Every key must be one that servers send."""
+    if extra := sorted(set(settings) - set(shared)):
+        names = ", ".join(f"{above}{shorten(name)[1:-1]}" for name in extra)
+        raise ConfigError(f"the server sent settings that are none of its business: {names}")
+    for name, below in shared.items():
+        section = settings.get(name)
+        if isinstance(below, dict) and isinstance(section, Mapping):
+            _require_shared(section, below, f"{above}{name}.")
+
+
+def _with_own(settings: Mapping[str, Any], options: WorkerOptions) -> dict[str, Any]:
+    """The server's settings with the site's own in place of theirs; a section that is none is left to the schema."""
     own: dict[str, Any] = {
         **settings,
         "use_gpu": options.use_gpu,
         "device": options.device,
-        "data": {**settings.get("data", {}), "type": "own.jsonl", "keep_tokens": options.keep_tokens},
-        "model": {"type": options.model, "dtype": settings.get("model", {}).get("dtype")},
     }
-    own["federate"] = {**own.get("federate", {}), "client_num": 1}  # it computes for itself alone
-    own["llm"] = {**own.get("llm", {}), "cache": {"model": options.cache}}
-    try:
-        config = Config.model_validate(own)
-    except (ValidationError, TypeError, AttributeError) as error:
-        raise ConfigError(f"the server's settings are not sound: {error}") from error
-    if found := [conflict.text for conflict in conflicts(config)]:
-        raise ConfigError(f"the server's settings do not fit together: {'; '.join(found)}")
-    return config
+    sites: dict[str, dict[str, Any]] = {
+        "data": {"type": "own.jsonl", "keep_tokens": options.keep_tokens},
+        "model": {"type": options.model},
+        "federate": {"client_num": 1},  # it computes for itself alone
+        "llm": {"cache": {"model": options.cache}},
+    }
+    for name, keys in sites.items():
+        section = own.get(name, {})
+        own[name] = {**section, **keys} if isinstance(section, Mapping) else section
+    return own

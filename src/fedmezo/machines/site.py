@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from fedmezo.errors import DataError, FedMeZOError, ModelError
@@ -27,7 +28,7 @@ from fedmezo.federation.joining import (
     encode_refusal,
     is_setup,
 )
-from fedmezo.federation.messages import CatchUp, decode_task, encode_report
+from fedmezo.federation.messages import BYTES_PER_PARAMETER, CatchUp, decode_task, encode_report, records_size
 from fedmezo.records import ClientData, ClientTask, Report
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimators.protocol import Estimator
@@ -149,8 +150,17 @@ class Site:
         logger.info("round %d: train loss %.4f, %.1f s", task.round, report.train_loss, seconds)
         return report
 
+    def _require_fitting(self, loaded: Loaded, way: CatchUp) -> None:
+        """Refuse what cannot be a state of this run, and records that weigh more than a state does."""
+        size = len(loaded.theta)
+        if way.theta is not None and (len(way.theta) != size or not bool(torch.isfinite(way.theta).all())):
+            raise Refused(Reason.FAILED, f"the task brings no state of {size} numbers that are finite")
+        if records_size(way.records) > BYTES_PER_PARAMETER * size:
+            raise Refused(Reason.FAILED, "the task brings more records than a state weighs")
+
     def _advance(self, loaded: Loaded, round_index: int, digest: str, way: CatchUp) -> Tensor:
         """Bring theta to the state before a round; its hash must be the server's."""
+        self._require_fitting(loaded, way)
         if way.theta is not None:
             theta, self._round = way.theta.to(loaded.theta.device), round_index
         elif self._theta is None:

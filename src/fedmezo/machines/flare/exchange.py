@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from fedmezo.machines.frames import connect, receive_frame, send_frame
+from fedmezo.machines.frames import connect, receive_frame, send_frame, word
 
 TOPIC = "fedmezo"
 WORKER_SOCKET = "FEDMEZO_WORKER_SOCKET"
@@ -28,7 +28,22 @@ LOST = "lost"  # the worker died, hangs, or is not there
 SECONDS_WITHOUT_SIGN = 20.0
 """After which a model worker that should say that it works is taken for dead."""
 
+LONGEST_WAIT = 60.0
+"""Seconds that a request may ask a site to wait with its reply."""
+
 _SECONDS_TO_GREET = 2.0
+
+
+def is_request(request: Mapping[str, Any]) -> bool:
+    """Whether a request holds what one of the server's relay does."""
+    number, message, wait = (request.get(key) for key in ("id", "message", "wait"))
+    return (
+        type(number) is int
+        and number >= 0
+        and isinstance(message, bytes)
+        and isinstance(wait, int | float)
+        and 0 <= wait <= LONGEST_WAIT
+    )
 
 
 class Mailbox:
@@ -46,7 +61,12 @@ class Mailbox:
         self._changed = threading.Condition()
 
     def handle(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Reply to a request of the server's relay; one without a number only asks whether the worker is there."""
+        """Reply to a request of the server's relay; one without a number only asks whether the worker is there.
+
+        What is no such request, as a relay of ours sends it, is replied to as if the worker were lost.
+        """
+        if not is_request(request):
+            return {"id": 0, "state": LOST, "answer": b""}
         if not request["id"]:
             return {"id": 0, "state": IDLE if self._is_worker_there() else LOST, "answer": b""}
         with self._changed:
@@ -81,5 +101,5 @@ class Mailbox:
             send_frame(connection, {}, message)
             while True:
                 values, answer = receive_frame(connection)
-                if values["state"] == "answer":
+                if word(values, "state") == "answer":
                     return answer

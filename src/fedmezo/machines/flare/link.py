@@ -14,9 +14,12 @@ from pathlib import Path
 
 from fedmezo.engines.distributed import Arrival
 from fedmezo.engines.peers import Contact
-from fedmezo.machines.frames import Values, listen, receive_frame, send_frame
+from fedmezo.machines.flare.exchange import ANSWERED
+from fedmezo.machines.frames import listen, receive_frame, send_frame, word
 
 logger = logging.getLogger(__name__)
+
+_NEWS = (ANSWERED, *(contact.value for contact in Contact))
 
 
 class Link:
@@ -95,13 +98,15 @@ class Link:
         while True:
             try:
                 values, answer = receive_frame(connection)
-            except OSError:
+                self._take(word(values, "site"), word(values, "what"), answer)
+            except OSError as error:
+                logger.debug("the relay is taken for gone: %s", error)
                 return
-            self._take(values, answer)
 
-    def _take(self, values: Values, answer: bytes) -> None:
-        site, what = values["site"], values["what"]
-        if what == "answered":
+    def _take(self, site: str, what: str, answer: bytes) -> None:
+        if site not in self._sites or what not in _NEWS:
+            raise ConnectionError(f"news that cannot be: {what!r} of {site!r}")
+        if what == ANSWERED:
             self._news.put(Arrival(self._sites.index(site), Contact.HERE, answer))
         else:
             self._note(site, Contact(what))

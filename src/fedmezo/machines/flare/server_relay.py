@@ -20,7 +20,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
 from fedmezo.machines.flare.exchange import ANSWERED, IDLE, LOST, SERVER_SOCKET, TOPIC, WORKING
-from fedmezo.machines.frames import connect, receive_frame, send_frame
+from fedmezo.machines.frames import connect, number, receive_frame, send_frame, word
 from fedmezo.machines.orphans import exit_with_parent
 
 SECONDS_TO_REPLY = 5.0
@@ -193,8 +193,9 @@ class ServerRelay(Controller):  # type: ignore[misc]  # nvflare has no types
         try:
             while not over.is_set():
                 values, payload = receive_frame(self._connection)
-                if values["site"] in lines:
-                    lines[values["site"]].send(payload, values["answer_size"])
+                line = lines.get(word(values, "site"))
+                if line is not None:
+                    line.send(payload, number(values, "answer_size"))
         except OSError:
             pass  # the training loop ended the segment, or itself
         finally:
