@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from fedmezo.errors import ModelError
 
 ALL_LINEAR = "all-linear"
-SECONDS_TO_MATCH = 2.0
+SECONDS_TO_MATCH = 1.0
 LONGEST_PATTERN = 1000
 SMALL = 1 << 24
 """Parameters that an adapter may always have; beyond, it may not have more than its base model."""
