@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedmezo.records import Batch, Trainable
-from fedmezo.zo.noise import Noise, Stream
+from fedmezo.zo.noise import Directions, Stream
 from fedmezo.zo.replay import Move, apply_, perturb
 
 BYTES_PER_ELEMENT = 2
@@ -66,7 +66,7 @@ class LocalThetas(Protocol):
 class Tunable(Trainable, Protocol):
     """A model that zeroth-order clients can tune."""
 
-    def local_thetas(self, theta: Tensor, members: int, noise: Noise, copies: int) -> LocalThetas:
+    def local_thetas(self, theta: Tensor, members: int, noise: Directions, copies: int) -> LocalThetas:
         """As many thetas as there are clients in a group, all equal to theta (d,), which is left as it is.
 
         Args:
@@ -89,7 +89,7 @@ class FlatThetas:
         copies: see there.
     """
 
-    def __init__(self, model: Trainable, theta: Tensor, members: int, noise: Noise, copies: int) -> None:
+    def __init__(self, model: Trainable, theta: Tensor, members: int, noise: Directions, copies: int) -> None:
         self._model = model
         self._before = theta
         self._noise = noise

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -140,6 +140,18 @@ def uniform(stream: Stream) -> float:
     return (float(words(stream, 0, 1)) + 0.5) / (_MASK + 1)
 
 
+def sign_octets(streams: Sequence[Stream], first: int, last: int, device: torch.device | str = "cpu") -> Tensor:
+    """Blocks [first, last) of each stream as packed signs, low bit first: (len(streams), 16 (last - first)) uint8."""
+    packed = _packed(*_addresses(streams, first, last, torch.device(device)))
+    return packed.view(torch.uint8).flatten(1)
+
+
+def unpack_signs(octets: Tensor) -> Tensor:
+    """The signs of packed bits (..., n) uint8, low bit first, 0 is +1: (..., 8 n) float32."""
+    table = _octet_signs(octets.device, torch.float32)
+    return table.index_select(0, octets.flatten().to(torch.int32)).view(*octets.shape[:-1], -1)
+
+
 def chunk_of(device: torch.device, *, compiled: bool) -> int:
     """Elements to generate at a time on a device.
 
@@ -151,9 +163,38 @@ def chunk_of(device: torch.device, *, compiled: bool) -> int:
     return 1 << 20 if compiled else 1 << 17
 
 
+class Directions(Protocol):
+    """A distribution of directions, and how they are generated."""
+
+    @property
+    def name(self) -> str:
+        """Of the distribution."""
+        ...
+
+    @property
+    def compiled(self) -> bool:
+        """Whether a compiled kernel generates them."""
+        ...
+
+    def directions(
+        self, streams: Sequence[Stream], start: int, stop: int, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Elements [start, stop) of the direction z of each stream: (len(streams), stop - start) bfloat16.
+
+        Any sub-range can be had alone and has the bits it has in the whole. All streams share one seed.
+
+        Args:
+            streams: which directions.
+            start: first element.
+            stop: one past the last element.
+            device: where the result is made.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """The distribution of the directions, and how they are generated. The bits are those of the distribution alone.
+    """Implements `Directions` with independent elements. The bits are those of the distribution alone.
 
     Args:
         name: `gaussian`, the standard normal quantile of 16 bits rounded to bfloat16, or `rademacher`, +1 or -1.
@@ -173,16 +214,7 @@ class Noise:
     def directions(
         self, streams: Sequence[Stream], start: int, stop: int, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """Elements [start, stop) of the direction z of each stream: (len(streams), stop - start) bfloat16.
-
-        Any sub-range can be had alone and has the bits it has in the whole. All streams share one seed.
-
-        Args:
-            streams: which directions.
-            start: first element.
-            stop: one past the last element.
-            device: where the result is made.
-        """
+        """See `Directions`."""
         device = torch.device(device)
         chunk = chunk_of(device, compiled=self.compiled)
         rows_at_once = max(1, chunk // max(1, stop - start))
@@ -199,7 +231,7 @@ class Noise:
         first, last = start // per_block, -(-stop // per_block)
         counter, key = _addresses(streams, first, last, device)
         expand: Expand = _normals if self.name == GAUSSIAN else _signs
-        table = _quantiles(device) if self.name == GAUSSIAN else _octet_signs(device)
+        table = _quantiles(device) if self.name == GAUSSIAN else _octet_signs(device, torch.bfloat16)
         if self.compiled:
             expand = _compiled(expand)
         z = expand(counter, key, table).view(len(streams), -1)
@@ -296,7 +328,7 @@ def _quantiles(device: torch.device) -> Tensor:
 
 
 @cache
-def _octet_signs(device: torch.device) -> Tensor:
+def _octet_signs(device: torch.device, dtype: torch.dtype) -> Tensor:
     """Row i holds the signs of the eight bits of i, low bit first; (256, 8)."""
     bits = torch.arange(256).unsqueeze(-1).bitwise_right_shift(torch.arange(8)).bitwise_and(1)
-    return bits.mul(-2).add(1).to(torch.bfloat16).to(device)
+    return bits.mul(-2).add(1).to(dtype).to(device)

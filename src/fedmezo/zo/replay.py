@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fedmezo.zo.arithmetic import round_coefficient
-from fedmezo.zo.noise import Noise, Purpose, Stream, chunk_of
+from fedmezo.zo.low_rank import LowRankNoise
+from fedmezo.zo.noise import Directions, Purpose, Stream, chunk_of
 
 DIRECTIONS_AT_ONCE = 256
 """Bounds the memory of short vectors, where many directions are generated in one call."""
@@ -104,7 +105,7 @@ def perturb(theta: Tensor, z: Tensor, amount: float, out: Tensor | None = None) 
     return torch.add(theta, z, alpha=amount, out=out)
 
 
-def apply_(theta: Tensor, moves: Sequence[Move], noise: Noise) -> Tensor:
+def apply_(theta: Tensor, moves: Sequence[Move], noise: Directions) -> Tensor:
     """Make every move in order, each subtracted on its own; theta (d,) float32 is changed in place and returned.
 
     One pass over theta: all moves of a chunk are made while it is in cache.
@@ -112,9 +113,14 @@ def apply_(theta: Tensor, moves: Sequence[Move], noise: Noise) -> Tensor:
     return apply_range_(theta, moves, noise, 0)
 
 
-def apply_range_(part: Tensor, moves: Sequence[Move], noise: Noise, start: int) -> Tensor:
+def apply_range_(part: Tensor, moves: Sequence[Move], noise: Directions, start: int) -> Tensor:
     """`apply_` for the elements [start, start + len(part)) of theta, given as `part`."""
     effective = [move for move in moves if move.coefficient != 0.0]
+    if isinstance(noise, LowRankNoise):
+        for i in range(0, len(effective), DIRECTIONS_AT_ONCE):
+            some = effective[i : i + DIRECTIONS_AT_ONCE]
+            noise.subtract_(part, [move.stream for move in some], [move.coefficient for move in some], start)
+        return part
     size = chunk_of(part.device, compiled=noise.compiled)
     for a in range(0, len(part), size):
         chunk = part[a : a + size]
@@ -127,6 +133,6 @@ def apply_range_(part: Tensor, moves: Sequence[Move], noise: Noise, start: int) 
     return part
 
 
-def update_from_zero(moves: Sequence[Move], noise: Noise, start: int, stop: int, device: torch.device) -> Tensor:
+def update_from_zero(moves: Sequence[Move], noise: Directions, start: int, stop: int, device: torch.device) -> Tensor:
     """Elements [start, stop) of the sum of the moves on their own: what a client's steps add to theta."""
     return apply_range_(torch.zeros(stop - start, device=device), moves, noise, start)

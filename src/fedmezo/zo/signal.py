@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedmezo.errors import TrainingError
-from fedmezo.records import Batch, Trainable
+from fedmezo.records import Batch
 from fedmezo.zo.arithmetic import round_coefficient
-from fedmezo.zo.noise import SERVER, Noise, Purpose, Stream
-from fedmezo.zo.replay import perturb
+from fedmezo.zo.local import LocalThetas, Probe, Tunable
+from fedmezo.zo.noise import SERVER, Directions, Purpose, Stream
 
 DIRECTIONS = 16
 """Directions of a measurement: a standard deviation from so many is right to about a fifth."""
@@ -61,7 +61,7 @@ class Signal:
 
 
 def measure_signal(
-    model: Trainable, theta: Tensor, batches: Sequence[Batch], *, seed: int, noise: Noise, eps: float
+    model: Tunable, theta: Tensor, batches: Sequence[Batch], *, seed: int, noise: Directions, eps: float
 ) -> Signal:
     """Measure g's signal and noise at one eps, by four losses for each of `DIRECTIONS` directions.
 
@@ -80,17 +80,17 @@ def measure_signal(
     """
     small, large = round_coefficient(eps), round_coefficient(STEP_RATIO * eps)
     pairs = []
+    thetas = model.local_thetas(theta, 1, noise, 1)
     for index in range(DIRECTIONS):
         stream = Stream(seed, Purpose.DIRECTION, client=SERVER, step=index)
-        [z] = noise.directions([stream], 0, len(theta), theta.device)
         batch = batches[index % len(batches)]
-        at = [_difference(model, theta, z, batch, step) / (2 * step) for step in (small, large)]
+        at = [_difference(thetas, stream, batch, step) / (2 * step) for step in (small, large)]
         pairs.append((at[0], at[1]))
     return _separate(eps, pairs)
 
 
 def find_sound_eps(
-    model: Trainable, theta: Tensor, batches: Sequence[Batch], *, seed: int, noise: Noise, eps: float
+    model: Tunable, theta: Tensor, batches: Sequence[Batch], *, seed: int, noise: Directions, eps: float
 ) -> list[Signal]:
     """Measure at `eps` and, while g is not sound there, at larger and larger steps; see `measure_signal`.
 
@@ -127,12 +127,12 @@ def larger_steps(eps: float) -> list[float]:
     return [step for step in steps if 1.01 * eps < step <= 100 * eps]
 
 
-def _difference(model: Trainable, theta: Tensor, z: Tensor, batch: Batch, step: float) -> float:
-    """L(theta + step z) - L(theta - step z), with one perturbed copy at a time."""
-    plus, minus = (float(model.losses([perturb(theta, z, amount)], [batch])) for amount in (step, -step))
+def _difference(thetas: LocalThetas, stream: Stream, batch: Batch, step: float) -> float:
+    """L(theta + step z) - L(theta - step z)."""
+    plus, minus = thetas.losses([0, 0], [Probe(batch, stream, amount) for amount in (step, -step)]).tolist()
     if not (math.isfinite(plus) and math.isfinite(minus)):
         raise TrainingError(f"the loss is not finite at theta +/- eps z with eps {step:g} (train.zo.eps)")
-    return plus - minus
+    return float(plus - minus)
 
 
 def _separate(eps: float, pairs: Sequence[tuple[float, float]]) -> Signal:

@@ -15,7 +15,7 @@ from typing import Protocol
 from fedmezo.records import Batch
 from fedmezo.zo.arithmetic import round_coefficient, round_scalar
 from fedmezo.zo.local import Probe
-from fedmezo.zo.noise import MAX_QUERIES, Noise
+from fedmezo.zo.noise import MAX_QUERIES, Directions, Noise
 from fedmezo.zo.replay import Address, Move, Pace
 
 
@@ -33,7 +33,7 @@ class Settings:
 
     eps: float = 1e-3
     queries: int = 1
-    noise: Noise = field(default_factory=Noise)
+    noise: Directions = field(default_factory=Noise)
     clip: float = 0.0
 
     def __post_init__(self) -> None:
