@@ -111,7 +111,7 @@ def moved(lm: CausalLM) -> torch.Tensor:
 
 
 def hugging_face_loss(lm: CausalLM, batch: Batch) -> Any:
-    return lm.peft(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+    return lm.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -131,7 +131,7 @@ def test_float32(directories: dict[str, Path], tmp_path: Path, architecture: str
     assert lm.example_losses(theta, BATCH) == pytest.approx(alone, abs=1e-5)
     assert torch.equal(torch.get_rng_state(), state)
 
-    lm.save_adapter(theta, tmp_path)
+    lm.save(theta, tmp_path)
     base, _ = load_base(str(directories[architecture]), None, torch.float32, CPU)
     loaded = PeftModel.from_pretrained(base, str(tmp_path)).eval()
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_gradient(directories: dict[str, Path], architecture: str, method: str) 
     for loss_of in (lm.training_loss, lambda batch: hugging_face_loss(lm, batch)):
         with torch.random.fork_rng(devices=[]):  # the same dropout for both
             torch.manual_seed(1)
-            lm.peft.train()
+            lm.network.train()
             gradients.append(torch.autograd.grad(loss_of(BATCH), lm.parameters()))
     for ours, theirs in zip(*gradients, strict=True):
         scale = float(theirs.abs().max())

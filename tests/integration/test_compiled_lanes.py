@@ -113,7 +113,7 @@ def test_padding_stays_within_the_models_positions(directories: dict[str, Path])
     expected = lm.losses(list(thetas), batches).tolist()
     lm.use_lanes(2)
     assert isinstance(lm._laned, EagerForward)
-    room = base_of(lm.peft).config.max_position_embeddings
+    room = base_of(lm.network).config.max_position_embeddings
     with torch.inference_mode():
         graphed = GraphedForward(lm._laned, 0, longest=room, capture=Rerun())
         assert laned_losses(graphed, thetas, batches).tolist() == pytest.approx(expected, abs=1e-5)

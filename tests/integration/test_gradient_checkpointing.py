@@ -35,7 +35,7 @@ def compare(lm: CausalLM) -> None:
     kept = gradient(lm)
     lm.checkpoint_gradients()
     calls: list[int] = []
-    block = next(module for name, module in lm.peft.named_modules() if name.endswith(".0"))
+    block = next(module for name, module in lm.network.named_modules() if name.endswith(".0"))
     inside = next(module for module in block.modules() if isinstance(module, torch.nn.Linear))
     inside.register_forward_pre_hook(lambda *_: calls.append(1))
     torch.testing.assert_close(gradient(lm), kept, rtol=1e-5, atol=1e-7)  # the same operations, perhaps another order

@@ -81,7 +81,7 @@ def test_lanes_of_as_many_rows_share_a_forward_and_the_base(directories: dict[st
     rows = count_forwards(copied.get_input_embeddings())
     lm.losses(thetas, BATCHES).tolist()
     assert rows == [1, 6]
-    own = {tensor.data_ptr() for tensor in lm.peft.parameters()}
+    own = {tensor.data_ptr() for tensor in lm.network.parameters()}
     assert all(tensor.data_ptr() in own for tensor in copied.parameters())
 
 

@@ -43,7 +43,7 @@ def moved(lm: CausalLM) -> Tensor:
 def check(lm: CausalLM, name: str, directory: Path) -> None:
     """The run's loss, that of the check at a run's end, and that of README's lines are one."""
     theta, batch = moved(lm), probe_of(lm.base)
-    lm.save_adapter(theta, directory)
+    lm.save(theta, directory)
     loss = float(lm.losses([theta], [batch]))
     assert loss == pytest.approx(lm.saved_loss(directory, batch), abs=1e-4)
     fresh = PeftModel.from_pretrained(tiny_model(name), str(directory)).eval()

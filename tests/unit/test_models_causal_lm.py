@@ -65,7 +65,7 @@ def test_training_loss_reaches_every_parameter_and_leaves_the_base() -> None:
     lm.load(lm.flat() + 0.5)
     lm.training_loss(batch_of(8)).backward()  # type: ignore[no-untyped-call]  # PyTorch has no annotation here
     assert all(p.grad is not None and bool(p.grad.any()) for p in lm.parameters())
-    assert all(p.grad is None for p in lm.peft.parameters() if not p.requires_grad)
+    assert all(p.grad is None for p in lm.network.parameters() if not p.requires_grad)
 
 
 def test_an_optimiser_moves_theta() -> None:
@@ -81,7 +81,7 @@ def test_an_optimiser_moves_theta() -> None:
 def test_saving_leaves_the_live_tensors(tmp_path: Path) -> None:
     lm = build()
     live = lm.flat()
-    lm.save_adapter(live + 1, tmp_path)
+    lm.save(live + 1, tmp_path)
     assert torch.equal(lm.flat(), live)
     saved = load_file(tmp_path / "adapter_model.safetensors")
     first = lm.segments[0]
@@ -111,8 +111,8 @@ def test_lanes_and_batches_must_pair() -> None:
 def test_reading_what_was_saved(tmp_path: Path, adapter: dict[str, object]) -> None:
     lm = build(adapter)
     theta = lm.flat() + 0.5
-    lm.save_adapter(theta, tmp_path)
-    assert torch.equal(lm.read_adapter(tmp_path), theta)
+    lm.save(theta, tmp_path)
+    assert torch.equal(lm.read(tmp_path), theta)
     assert torch.equal(lm.flat(), theta)
 
 
@@ -126,6 +126,6 @@ def test_reading_what_was_saved(tmp_path: Path, adapter: dict[str, object]) -> N
 )
 def test_an_encoder_cannot_be_read_back(tmp_path: Path, adapter: dict[str, object]) -> None:
     lm = build(adapter)
-    lm.save_adapter(lm.flat(), tmp_path)
+    lm.save(lm.flat(), tmp_path)
     with pytest.raises(ModelError, match="holds its encoder's output"):
-        lm.read_adapter(tmp_path)
+        lm.read(tmp_path)

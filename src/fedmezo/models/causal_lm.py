@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedmezo.models.adapters import attach_adapter, loaded_beside, read_adapter, write_adapter
 from fedmezo.models.compiled import compiled_forward
-from fedmezo.models.fitness import require_causal
-from fedmezo.models.flat import FlatParameters
-from fedmezo.models.label_loss import PlainPath, choose_path
+from fedmezo.models.label_loss import PlainPath
+from fedmezo.models.lane_budget import bytes_per_lane
 from fedmezo.models.lanes import EagerForward, LaneForward, base_of, laned_losses, spread, with_lanes
+from fedmezo.models.language_model import LanguageModel
 from fedmezo.models.targets import with_targets
-from fedmezo.records import Batch, Segment
+from fedmezo.records import Batch
 from fedmezo.zo.local import FlatThetas, LocalThetas
-from fedmezo.zo.noise import Noise
+from fedmezo.zo.noise import Directions
 
 
-class CausalLM:
-    """Implements `records.Differentiable` and `zo.local.Tunable` for a base model with a PEFT adapter.
+class CausalLM(LanguageModel):
+    """A base model with a PEFT adapter.
 
     Args:
         base: a frozen causal language model; the adapter is built into it.
@@ -36,6 +34,8 @@ class CausalLM:
         ModelError: the adapter cannot be built as asked, or the model is not causal.
     """
 
+    folder, loader = "adapter", "PEFT"
+
     def __init__(
         self,
         base: PreTrainedModel,
@@ -46,27 +46,9 @@ class CausalLM:
         self._tokenizer = tokenizer
         adapter_args, chosen = with_targets(adapter_args, base)
         self._model = attach_adapter(base, adapter_args, seed)
-        self._flat = FlatParameters(self._model)
-        self._set_training(False)
-        require_causal(self._model, base)
-        self._token_losses, notices = choose_path(self._model, base)
+        super().__init__(self._model, base)
+        self.notices = (*chosen, *self.notices)
         self._laned: LaneForward | None = None
-        self.lanes = 1
-        """Thetas that share a forward pass; see `use_lanes`."""
-        self.compiled = False
-        """Whether the forward pass over lanes is; see `compile`."""
-        self.notices: tuple[str, ...] = (*chosen, *notices)
-        """What the user should be told about this model."""
-
-    @property
-    def peft(self) -> PeftModel:
-        """The model with its adapter, at the live tensors: to generate text with."""
-        return self._model
-
-    @property
-    def base(self) -> PreTrainedModel:
-        """The causal language model inside."""
-        return base_of(self._model)
 
     @property
     def virtual_tokens(self) -> int:
@@ -74,15 +56,9 @@ class CausalLM:
         config = self._model.active_peft_config
         return int(config.num_virtual_tokens) if config.is_prompt_learning else 0
 
-    @property
-    def segments(self) -> tuple[Segment, ...]:
-        """The trainable tensors in canonical order."""
-        return self._flat.segments
-
-    @property
-    def device(self) -> torch.device:
-        """Where theta and the batches are expected."""
-        return self._flat.device
+    def initial(self) -> Tensor:
+        """A copy on the host."""
+        return self.flat().cpu()
 
     def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
         """Mean loss over the label tokens of batch j at theta j; the live tensors may be left at any of the thetas."""
@@ -96,7 +72,7 @@ class CausalLM:
             ]
             return torch.cat(means) if means else torch.empty(0)
 
-    def local_thetas(self, theta: Tensor, members: int, noise: Noise, copies: int) -> LocalThetas:
+    def local_thetas(self, theta: Tensor, members: int, noise: Directions, copies: int) -> LocalThetas:
         """A flat vector for each client of a group; see `zo.local.Tunable`."""
         return FlatThetas(self, theta, members, noise, copies)
 
@@ -111,6 +87,10 @@ class CausalLM:
             self._laned, notices = with_lanes(self._model, self._flat, self._token_losses)
         self.lanes = 1 if self._laned is None else lanes
         return notices
+
+    def bytes_per_lane(self, longest: Batch, theta: Tensor, queries: int) -> int:
+        """See `lane_budget.bytes_per_lane`."""
+        return bytes_per_lane(self, longest, theta, queries)
 
     def compile(self, rows: int) -> list[str]:
         """Make the forward pass over `lanes` lanes faster, at the cost of seconds or a minute.
@@ -132,42 +112,7 @@ class CausalLM:
         self._laned, self.compiled = faster, True
         return []
 
-    def example_losses(self, theta: Tensor, batch: Batch) -> list[float]:
-        """Mean loss over the label tokens of each row of a batch; the live tensors are left at theta."""
-        self._set_training(False)
-        self.load(theta)
-        with torch.inference_mode():
-            return self._token_losses(batch).row_means().tolist()
-
-    def parameters(self) -> list[Tensor]:
-        """The live trainable tensors in the order of `segments`."""
-        return list(self._flat.parameters)
-
-    def load(self, theta: Tensor) -> None:
-        """Copy theta (d,) into the live trainable tensors."""
-        self._flat.load(theta)
-
-    def flat(self) -> Tensor:
-        """Copy the live trainable tensors into a new theta (d,)."""
-        return self._flat.flat()
-
-    def training_loss(self, batch: Batch) -> Tensor:
-        """Mean loss over the label tokens at the live tensors, a scalar with its graph.
-
-        Dropout is on in the whole model, as in the reference code: it draws from torch's generator, so that the caller
-        forks and seeds that.
-        """
-        self._set_training(True)
-        return self._token_losses(batch).mean()
-
-    def checkpoint_gradients(self) -> None:
-        """From now on, compute activations again on the way back instead of keeping them."""
-        with warnings.catch_warnings():  # the name that all of transformers 5 has is to go in 6
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            base = base_of(self._model)
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[no-untyped-call]  # has no annotations
-
-    def save_adapter(self, theta: Tensor, directory: Path) -> None:
+    def save(self, theta: Tensor, directory: Path) -> None:
         """Write theta as an adapter that `PeftModel.from_pretrained` loads; the live tensors keep their values."""
         live = self.flat()
         self.load(theta)
@@ -177,16 +122,12 @@ class CausalLM:
             self._tokenizer.save_pretrained(directory)
 
     def saved_loss(self, directory: Path, batch: Batch) -> float:
-        """Mean loss over the label tokens of a saved adapter as PEFT loads it, by the model's own forward pass.
-
-        Raises:
-            ModelError: PEFT cannot load it.
-        """
+        """See `LanguageModel.saved_loss`; PEFT loads it."""
         self._set_training(False)
         with loaded_beside(self._model, directory), torch.inference_mode():
             return float(PlainPath(self._model)(batch).mean())
 
-    def read_adapter(self, directory: Path) -> Tensor:
+    def read(self, directory: Path) -> Tensor:
         """Theta (d,) of a saved adapter; the live tensors take its values.
 
         Raises:
@@ -200,11 +141,3 @@ class CausalLM:
         if self._laned is not None and (len(thetas) > 1 or self.compiled):
             return laned_losses(self._laned, thetas, batches)
         return torch.stack([self._mean_loss(theta, batch) for theta, batch in zip(thetas, batches, strict=True)])
-
-    def _mean_loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        self._flat.point_at(theta)
-        return self._token_losses(batch).mean()
-
-    def _set_training(self, training: bool) -> None:
-        if self._model.training is not training:  # walks over every module
-            self._model.train(training)

@@ -30,7 +30,16 @@ class FlatParameters:
         _require_float32(named)
         self.parameters = [parameter for _, parameter in named]
         self.segments = _segments(named)
-        self.point_at(torch.cat([parameter.detach().flatten() for parameter in self.parameters]))
+        theta = torch.empty(self.segments[-1].stop, device=self.parameters[0].device)
+        for parameter, segment in zip(self.parameters, self.segments, strict=True):  # one by one, as each frees its own
+            part = theta[segment.start : segment.stop].view(segment.shape)
+            parameter.data = part.copy_(parameter.data)
+        self.point_at(theta)
+
+    @property
+    def live(self) -> Tensor:
+        """Theta (d,) itself: whoever changes it changes the model."""
+        return self._live
 
     @property
     def device(self) -> torch.device:

@@ -14,7 +14,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from fedmezo.data.encode import pad_id
 from fedmezo.data.prompt import Text
-from fedmezo.models.causal_lm import CausalLM
+from fedmezo.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,15 +46,15 @@ class Decoding:
 
 
 def answers(
-    model: CausalLM,
+    model: LanguageModel,
     tokenizer: PreTrainedTokenizerFast,
     theta: Tensor,
     prompts: Sequence[Text],
     max_new_tokens: int,
 ) -> list[str]:
     """The model's greedy answer to each prompt at theta (d,), of at most `max_new_tokens` tokens."""
-    model.load(theta)
-    return [text.strip() for text in complete(model.peft, tokenizer, prompts, Decoding(max_new_tokens))]
+    model.show(theta)
+    return [text.strip() for text in complete(model.network, tokenizer, prompts, Decoding(max_new_tokens))]
 
 
 def complete(

@@ -129,6 +129,7 @@ class LabelOnlyPath:
         self.model = model
         self._head = head
         self._finish = finish
+        self._vocabulary = vocabulary
         self._positions_at_once = max(1, LOGIT_BYTES // (4 * vocabulary))
         logging.getLogger("transformers.modeling_utils").addFilter(_is_no_advice_on_masks)
 
@@ -137,6 +138,10 @@ class LabelOnlyPath:
         hidden = self.hidden_states(batch.input_ids)
         positions = LabelPositions.of(batch.labels, hidden.shape[1], hidden.device)
         return LabelLosses(self.token_losses(hidden.flatten(0, 1)[positions.index], positions.targets), positions)
+
+    def over(self, model: nn.Module, head: nn.Module) -> LabelOnlyPath:
+        """The same path through another model of the same kind."""
+        return LabelOnlyPath(model, head, self._finish, self._vocabulary)
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         """What the model would give to its output head, (b, v + t, h)."""

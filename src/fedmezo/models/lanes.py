@@ -204,7 +204,7 @@ def _agree(forward: LaneForward, path: LossPath, flat: FlatParameters, probe: Ba
     thetas = spread(theta)
     alone = []
     with torch.inference_mode():
-        for one, batch in zip(thetas, _rows_of(probe), strict=True):
+        for one, batch in zip(thetas, rows_of(probe), strict=True):
             flat.load(one)
             alone.append(path(batch).mean())
         flat.load(theta)
@@ -212,7 +212,8 @@ def _agree(forward: LaneForward, path: LossPath, flat: FlatParameters, probe: Ba
     return together is not None and losses_agree(together, torch.stack(alone), dtype)
 
 
-def _rows_of(batch: Batch) -> list[Batch]:
+def rows_of(batch: Batch) -> list[Batch]:
+    """The rows of a batch, each as a batch of its own."""
     parts = (batch.input_ids, batch.attention_mask, batch.labels)
     return [Batch(*(part[i : i + 1] for part in parts)) for i in range(batch.num_examples)]
 

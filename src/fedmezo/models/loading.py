@@ -62,7 +62,7 @@ def load_base(
             of its own that may not run.
     """
     source = locate(name)
-    with _explained(source), _without_progress_bar(), torch.random.fork_rng(devices=[]):
+    with _explained(source), without_progress_bar(), torch.random.fork_rng(devices=[]):
         tokenizer, model, report = _read(source, cache_dir or None, dtype, own_code)
     if report["missing_keys"]:
         raise ModelError(f"model {source!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}")
@@ -228,7 +228,8 @@ def _hint(reason: str) -> str:
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
+def without_progress_bar() -> Iterator[None]:
+    """Within the block, transformers shows none."""
     bars: Any = logging  # has no annotations
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
