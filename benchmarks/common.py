@@ -30,10 +30,12 @@ SHAPES: dict[str, dict[str, Any]] = {
              "num_attention_heads": 4},
     "100m": {"vocab_size": 32000, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8,
              "num_attention_heads": 12},
+    "135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+             "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True},
     "3b": {"vocab_size": 32000, "hidden_size": 3200, "intermediate_size": 8640, "num_hidden_layers": 26,
            "num_attention_heads": 32},
 }  # fmt: skip
-"""The bundled base, a LLaMA of some 100M parameters, and open_llama_3b; all with random weights."""
+"""The bundled base, a LLaMA of some 100M parameters, SmolLM2-135M, and open_llama_3b; all with random weights."""
 
 LENGTHS = ((64, 31), (72, 40), (77, 48), (81, 55), (86, 62), (92, 71), (98, 80), (105, 92), (116, 110), (138, 143))
 """(prompt, answer) tokens at the 5th, 15th, ... 95th percentile of GSM8K's 7,473 training examples: characters, with
@@ -115,7 +117,7 @@ def plain_step(model: CausalLM, batch: Batch, seed: int) -> None:
 
     def loss() -> float:
         with torch.inference_mode():
-            out = model.peft(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels)
+            out = model.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels)
             return float(out.loss)
 
     perturb_(EPS)

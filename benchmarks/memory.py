@@ -41,7 +41,7 @@ def main() -> None:
     def plain() -> object:
         with torch.inference_mode():
             labels = longest.labels.to(device)
-            return model.peft(input_ids=longest.input_ids, attention_mask=longest.attention_mask, labels=labels)
+            return model.network(input_ids=longest.input_ids, attention_mask=longest.attention_mask, labels=labels)
 
     def step(lanes: int) -> None:
         model.use_lanes(lanes)
@@ -61,7 +61,7 @@ def main() -> None:
     if not options.one_lane_only:
         model.checkpoint_gradients()
         peaks["back-propagation, checkpointed"] = peak_memory_of(back, device)
-    weights = sum(p.numel() * p.element_size() for p in model.peft.parameters())
+    weights = sum(p.numel() * p.element_size() for p in model.network.parameters())
     rows = [Row(f"{name}, above the weights", peak / MIB, "MiB") for name, peak in peaks.items()]
     whole = {name: peak + weights for name, peak in peaks.items()}
     rows.append(Row("weights and theta", weights / MIB, "MiB"))

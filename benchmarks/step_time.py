@@ -126,7 +126,7 @@ def rows(
 ) -> list[Row]:
     """Milliseconds of a step, the ratios, and the floor by arithmetic and by reading the weights."""
     made = [Row(name, 1e3 * value, "ms") for name, value in times.items()]
-    base: Any = model.peft.get_base_model()
+    base: Any = model.base
     size = sum(p.numel() for name, p in base.named_parameters() if p.requires_grad is False)
     vocabulary = 2 * base.config.vocab_size * base.config.hidden_size
     tokens = sum(map(sum, lengths)) / len(lengths)

@@ -67,6 +67,21 @@ CASES: dict[str, dict[str, Any]] = {
         "fedprox.use": True,
         "fedprox.mu": 0.5,
     },
+    "all parameters": {"llm.adapter.use": False, "train.zo.rank": 4, "train.zo.queries": 2, "train.optimizer.lr": 1e-3},
+    "some parameters": {
+        "llm.adapter.use": False,
+        "train.trainable": ["*norm*", "model.layers.1.*"],
+        "train.zo.noise": "gaussian",
+        "federate.protocol": "weights",
+        "fedprox.use": True,
+        "fedprox.mu": 0.5,
+    },
+    "all by back-propagation": {
+        "llm.adapter.use": False,
+        "trainer.type": "llmtrainer",
+        "train.optimizer.type": "AdamW",
+        "train.optimizer.lr": 1e-3,
+    },
     "stopped early": {
         "early_stop.patience": 2,
         "eval.freq": 1,
@@ -251,16 +266,16 @@ def _main(root: Path, arguments: Sequence[str], dies: Death | None, largest_file
 
 def differences(run: Path, other: Path) -> list[str]:
     """What differs between two finished runs, times and memory apart."""
-    files = [
-        "journal.jsonl",
-        "partition.json",
-        *(f"{kind}/{name}" for kind in ("adapter", "adapter_best") for name in ADAPTER_FILES),
-    ]
+    results = [f"{kind}/{name}" for kind in ("adapter", "adapter_best") for name in ADAPTER_FILES]
+    if not (run / "adapter").exists():
+        results = [f"{kind}/{name}" for kind in ("model", "model_best") for name in MODEL_FILES]
+    files = ["journal.jsonl", "partition.json", *results]
     found = [name for name in files if (run / name).read_bytes() != (other / name).read_bytes()]
     return found + ["metrics.jsonl"] * (_measured(run) != _measured(other))
 
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
 def _measured(run: Path) -> list[str]:

@@ -12,7 +12,7 @@ from fedmezo.records import Batch, Segment
 from fedmezo.zo.estimators.protocol import Settings
 from fedmezo.zo.estimators.two_point import TwoPoint
 from fedmezo.zo.local import FlatThetas, LocalThetas
-from fedmezo.zo.noise import Noise
+from fedmezo.zo.noise import Directions, Noise
 
 SHAPES = ((2, 3), (4,))
 SIZE = 10
@@ -22,7 +22,7 @@ def toy_segments() -> tuple[Segment, ...]:
     return (Segment("a", SHAPES[0], 0), Segment("b", SHAPES[1], 6))
 
 
-def two_point(eps: float = 1e-3, queries: int = 1, noise: Noise | None = None, clip: float = 0.0) -> TwoPoint:
+def two_point(eps: float = 1e-3, queries: int = 1, noise: Directions | None = None, clip: float = 0.0) -> TwoPoint:
     return TwoPoint(Settings(eps, queries, noise or Noise(), clip))
 
 
@@ -53,7 +53,7 @@ class Quadratic:
         self.calls.append(len(thetas))
         return torch.stack([self.loss(theta, batch) for theta, batch in zip(thetas, batches, strict=True)]).detach()
 
-    def local_thetas(self, theta: Tensor, members: int, noise: Noise, copies: int) -> LocalThetas:
+    def local_thetas(self, theta: Tensor, members: int, noise: Directions, copies: int) -> LocalThetas:
         return FlatThetas(self, theta, members, noise, copies)
 
     def example_losses(self, theta: Tensor, batch: Batch) -> list[float]:

@@ -56,7 +56,7 @@ def test_the_adapter_is_the_run(tmp_path: Path) -> None:
     config = load_config(run_dir / "config.yaml").config
     tuned = assemble.load_model(config)
     holdings = assemble.load_holdings(config, tuned.tokenizer, _quiet())
-    theta = tuned.model.read_adapter(run_dir)
+    theta = tuned.model.read(run_dir)
     again = evaluate(tuned.model, theta, holdings.dataset, holdings.partition.val)
     assert again.value == pytest.approx(
         values(run_dir, "val_loss")[-1], rel=1e-6

@@ -63,7 +63,7 @@ def test_every_adapter_with_one_thread_and_with_two(runs: Runs, tmp_path: Path, 
             model = open_model(journal.header, journal.header.base)
             theta = initial_theta(model, journal.header)
             rebuild_(theta, journal.header, journal.records)
-            model.save_adapter(theta, tmp_path / str(count))
+            model.save(theta, tmp_path / str(count))
         assert (tmp_path / str(count) / WEIGHTS.name).read_bytes() == (folder / WEIGHTS).read_bytes()
 
 

@@ -22,7 +22,8 @@ from fedmezo.zo.calibration import (
     split_errors,
     step_moments,
 )
-from fedmezo.zo.noise import GAUSSIAN, SERVER, Noise, Purpose, Stream
+from fedmezo.zo.local import FlatThetas, LocalThetas
+from fedmezo.zo.noise import GAUSSIAN, SERVER, Directions, Noise, Purpose, Stream
 from fedmezo.zo.signal import DIRECTIONS, Signal, measure_signal
 from tests.toy import toy_batch
 
@@ -45,6 +46,9 @@ class Cubic:
     def losses(self, thetas: Tensor | Sequence[Tensor], batches: Sequence[Batch]) -> Tensor:
         exact = torch.stack([(x.double() + self.third * x.double() ** 3 / 6).sum() for x in thetas])
         return (exact / self.grain).round() * self.grain if self.grain else exact
+
+    def local_thetas(self, theta: Tensor, members: int, noise: Directions, copies: int) -> LocalThetas:
+        return FlatThetas(self, theta, members, noise, copies)
 
 
 def measured(model: Cubic) -> list[GradientError]:

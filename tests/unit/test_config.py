@@ -506,7 +506,7 @@ NO_TAGS = "leave it out and write a word, a number, a list or a section"
 IN_FILE = [
     ("seed: 0\nseeed: 1\n", "c.yaml:14: seeed: unknown key; nearest known key: seed"),
     ("lr: 1e-5\n", "c.yaml:13: lr: unknown key; nearest known key: train.optimizer.lr"),
-    ("qqqq: 1\n", "c.yaml:13: qqqq: unknown key; known are use_gpu, device, threads, workers, seed, outdir, expname, "
+    ("qqqq: 1\n", "c.yaml:13: qqqq: unknown key; known are use_gpu, device, threads, seed, outdir, expname, "
         "early_stop, federate, fedopt, fedprox, data, llm, dataloader, model, train, grad, criterion, trainer, "
         "eval, wandb, mlflow"),
     ("attack:\n  attack_method: x\n", "c.yaml:13: attack: FederatedScope's attack is not supported here; remove it"),
@@ -589,9 +589,6 @@ OVERRIDES = [
      "llm.adapter.args.0.adapter_method: got 'lroa'; needs one of lora, prefix, prompt, p-tuning, ia3; "
      "did you mean lora?"),
     ("llm.adapter.args=[]", "llm.adapter.args: got []; needs a list of one mapping: [{adapter_method: lora, r: 8}]"),
-    ("llm.adapter.use=False",
-     "llm.adapter.use: tuning all parameters is not supported here; set it to True and choose an adapter "
-     "in llm.adapter.args"),
     ("federate.sample_client_num=4",
      "federate.sample_client_num: is 4; needs 1 to 3, or -1 for all clients"),
     ("federate.sample_client_rate=0",
@@ -623,8 +620,8 @@ OVERRIDES = [
     ("fedprox={use: True, mu: 0.1}",
      "fedprox.use: is True, but a pull cannot be replayed from scalars; needs False, or federate.protocol: weights"),
     ("fedopt.use=True", "fedopt.use: FederatedScope's fedopt.use is not supported here; remove it"),
-    ("train.zo=3", "train.zo: got 3; needs keys below it: eps, queries, noise, clip"),
-    ("train.zo.eta=3", "train.zo.eta: unknown key; known are eps, queries, noise, clip"),
+    ("train.zo=3", "train.zo: got 3; needs keys below it: eps, queries, noise, rank, clip"),
+    ("train.zo.eta=3", "train.zo.eta: unknown key; known are eps, queries, noise, rank, clip"),
 ]  # fmt: skip
 
 
@@ -806,7 +803,7 @@ def test_any_values_are_reported_in_our_words(tmp_path_factory: pytest.TempPathF
     path = tmp_path_factory.mktemp("junk") / "c.yaml"
     path.write_text(SMALL)
     with pytest.raises(ConfigError) as caught:
-        load_config(path, ["seed=none", *(f"{key}={yaml_of(value)}" for key, value in values.items())])
+        load_config(path, [*(f"{key}={yaml_of(value)}" for key, value in values.items()), "seed=none"])
     lines = str(caught.value).splitlines()
     assert all(line.startswith(("override '", 'override "')) for line in lines[1:] or lines)
     assert "Input should" not in str(caught.value)

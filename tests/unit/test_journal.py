@@ -221,6 +221,8 @@ BAD_HEADERS: dict[str, tuple[Any, ...]] = {
     "restored": (0, "False"),
     "base": (5, "", "a\x1b[31m", "\ud800", "a" * 10_000),
     "queries": (256,),
+    "rank": (2, 1024, "1"),
+    "trainable": (["*"], [5], None),
     "format": ("1", 10**30),
     "kind": (["header"],),
     "further": (1,),
@@ -313,7 +315,7 @@ def test_lines_of_the_same_length_from_another_run_are_seen(path: Path, tmp_path
 
 def test_another_format_version_is_named(path: Path) -> None:
     header, _, rest = path.read_bytes().partition(b"\n")
-    path.write_bytes(header.replace(b'"format":1', b'"format":7') + b"\n" + rest)
+    path.write_bytes(header.replace(b'"format":2', b'"format":7') + b"\n" + rest)
     with pytest.raises(RunError, match="journal format 7 was written by another version of fedmezo; this one reads"):
         read_journal(path)
 

@@ -40,20 +40,20 @@ def tuned(folder: Path, method: str) -> tuple[CausalLM, Any]:
 def test_together_as_alone(base_folder: Path, method: str) -> None:
     model, tokenizer = tuned(base_folder, method)
     decoding = Decoding(max_new_tokens=6)
-    together = complete(model.peft, tokenizer, PROMPTS, decoding)
-    alone = [complete(model.peft, tokenizer, [prompt], decoding)[0] for prompt in PROMPTS]
+    together = complete(model.network, tokenizer, PROMPTS, decoding)
+    alone = [complete(model.network, tokenizer, [prompt], decoding)[0] for prompt in PROMPTS]
     assert together == alone
     assert len(set(together)) > 1, "a model that always says the same would prove nothing"
 
 
 def test_without_a_cache_of_keys_the_same_tokens_come_out(base_folder: Path) -> None:
     model, tokenizer = tuned(base_folder, "lora")
-    [text] = complete(model.peft, tokenizer, PROMPTS[:1], Decoding(max_new_tokens=6))
+    [text] = complete(model.network, tokenizer, PROMPTS[:1], Decoding(max_new_tokens=6))
     ids = tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
     start = ids.shape[1]
     for _ in range(6):
         with torch.inference_mode():
-            best = model.peft(input_ids=ids, use_cache=False).logits[0, -1].argmax()
+            best = model.network(input_ids=ids, use_cache=False).logits[0, -1].argmax()
         ids = torch.cat([ids, best.view(1, 1)], dim=1)
         if int(best) == tokenizer.eos_token_id:
             break
@@ -62,9 +62,9 @@ def test_without_a_cache_of_keys_the_same_tokens_come_out(base_folder: Path) -> 
 
 def test_a_stop_ends_its_own_row_only(base_folder: Path) -> None:
     model, tokenizer = tuned(base_folder, "lora")
-    free = complete(model.peft, tokenizer, PROMPTS, Decoding(max_new_tokens=6))
+    free = complete(model.network, tokenizer, PROMPTS, Decoding(max_new_tokens=6))
     stop = next(text.split()[2] for text in free if len(text.split()) > 3)
-    stopped = complete(model.peft, tokenizer, PROMPTS, Decoding(max_new_tokens=6, stops=(stop,)))
+    stopped = complete(model.network, tokenizer, PROMPTS, Decoding(max_new_tokens=6, stops=(stop,)))
     assert stopped == [cut(text, (stop,)) for text in free]
     assert stopped != free
 
@@ -73,7 +73,7 @@ def test_progress_counts_every_item(base_folder: Path) -> None:
     model, tokenizer = tuned(base_folder, "lora")
     heard: list[tuple[int, int | None]] = []
     decoding = Decoding(max_new_tokens=2, tokens_per_batch=10)
-    complete(model.peft, tokenizer, PROMPTS, decoding, lambda done, total: heard.append((done, total)))
+    complete(model.network, tokenizer, PROMPTS, decoding, lambda done, total: heard.append((done, total)))
     assert len(heard) > 1
     assert heard[-1] == (len(PROMPTS), len(PROMPTS))
 

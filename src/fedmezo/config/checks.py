@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from string import Formatter
 from typing import Any, NamedTuple
 
-from fedmezo.config.schema import Config, Optimizer, Scheduler, Zo
+from fedmezo.config.schema import Adapter, Config, Optimizer, Scheduler, Zo
 
 
 class Conflict(NamedTuple):
@@ -139,11 +139,27 @@ def _optimizer(config: Config) -> Iterator[Conflict]:
 
 def _adapter(config: Config) -> Iterator[Conflict]:
     if not config.llm.adapter.use:
-        text = "tuning all parameters is not supported here; set it to True and choose an adapter"
-        yield Conflict(("llm.adapter.use",), f"{text} in llm.adapter.args")
-    if config.llm.adapter.method == "prefix" and config.train.gradient_checkpointing:
+        yield from _whole(config)
+    elif config.llm.adapter.method == "prefix" and config.train.gradient_checkpointing:
         text = "is True, but a prefix is lost when activations are computed again; set it to False"
         yield Conflict(("train.gradient_checkpointing", "llm.adapter.args"), text)
+
+
+def _whole(config: Config) -> Iterator[Conflict]:
+    """Without an adapter the state is the weights themselves."""
+    why = "but without an adapter (llm.adapter.use: False) the weights themselves are trained"
+    if config.model.dtype not in (None, "float32"):
+        text = f"is {config.model.dtype}, {why}, in float32; set it to float32, or train an adapter"
+        yield Conflict(("model.dtype", "llm.adapter.use"), text)
+    elif config.train.is_enable_half and config.model.dtype is None:
+        text = f"is True, {why}, in float32; set it to False, or train an adapter"
+        yield Conflict(("train.is_enable_half", "llm.adapter.use"), text)
+    if config.trainer.type == "mezotrainer" and config.train.optimizer.weight_decay != 0:
+        text = f"is {config.train.optimizer.weight_decay}, {why}, and all clients share them; needs 0, or an adapter"
+        yield Conflict(("train.optimizer.weight_decay", "llm.adapter.use"), text)
+    if config.federate.restore_from:
+        text = f"is {config.federate.restore_from}, {why}; set model.type to that folder instead"
+        yield Conflict(("federate.restore_from", "llm.adapter.use"), text)
 
 
 def _options(config: Config) -> Iterator[Conflict]:
@@ -211,6 +227,7 @@ def unused(config: Config) -> Iterator[str]:
     yield from _unused_of_the_server(config)
     if config.train.is_enable_half and config.model.dtype is not None:
         yield f"train.is_enable_half has no effect: model.dtype says {config.model.dtype}"
+    yield from _unused_of_the_model(config)
     if config.data.splitter_args and config.data.splitter != "lda":
         yield f"data.splitter_args has no effect: the {config.data.splitter} splitter takes none"
     yield from _unused_sampling(config)
@@ -224,6 +241,14 @@ def _unused_sampling(config: Config) -> Iterator[str]:
                 yield f"federate.{key} has no effect: a client trains alone (federate.client_idx_for_local_train)"
     elif federate.sample_client_rate > 0 and federate.sample_client_num > 0:
         yield f"federate.sample_client_num has no effect: federate.sample_client_rate makes it {federate.cohort_size}"
+
+
+def _unused_of_the_model(config: Config) -> Iterator[str]:
+    adapter = config.llm.adapter
+    if adapter.use and config.train.trainable != ("*",):
+        yield "train.trainable has no effect: an adapter is trained (llm.adapter.use)"
+    if not adapter.use and adapter.args != Adapter().args:
+        yield "llm.adapter.args has no effect: llm.adapter.use is False, and the model's own parameters are trained"
 
 
 def _unused_of_the_server(config: Config) -> Iterator[str]:
@@ -240,6 +265,9 @@ def _unused_by_mezo(config: Config) -> Iterator[str]:
         yield f"train.optimizer.{key} has no effect: mezotrainer is plain SGD"
     if config.train.scheduler.type:
         yield "train.scheduler has no effect: mezotrainer's rate changes by train.train_strategy"
+    zo = config.train.zo
+    if zo.rank != 1 and zo.noise != "low-rank":
+        yield f"train.zo.rank has no effect: train.zo.noise is {zo.noise}"
     if config.grad.grad_clip > 0:
         yield "grad.grad_clip has no effect: mezotrainer has no gradient; train.zo.clip limits its scalars"
     if config.grad.grad_accum_count > 1:

@@ -67,8 +67,8 @@ def _type_in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     return _SCALARS[annotation]
 
 
-def _choices_in_words(choices: Sequence[str]) -> str:
-    named = [choice or "''" for choice in choices]
+def _choices_in_words(choices: Sequence[str | int]) -> str:
+    named = [str(choice) or "''" for choice in choices]
     return named[0] if len(named) == 1 else f"one of {', '.join(named)}"
 
 

@@ -20,6 +20,8 @@ Strategy = Literal["frozen", "random", "round-wise", "five-round", "model-diff"]
 Protocol = Literal["scalars", "weights"]
 Method = Literal["FedAvg", "FedAvgM", "FedAdam", "FedYogi"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Noise = Literal["gaussian", "rademacher", "low-rank"]
+Rank = Literal[1, 4, 16, 64, 256]
 # torch.optim without LBFGS (needs a closure) and SparseAdam (needs sparse gradients); torch is not imported here.
 OptimizerName = Literal[
     "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "RAdam", "RMSprop",
@@ -292,7 +294,7 @@ class Adapter(Section):
     """The trainable part of the model."""
 
     use: bool = False
-    """Train an adapter; must be True, since full-parameter tuning is not supported."""
+    """Train an adapter; otherwise the model's own parameters, all of them or those of `train.trainable`."""
     args: Annotated[tuple[AdapterArgs], Allowed("a list of one mapping: [{adapter_method: lora, r: 8}]")] = Field(
         (AdapterArgs(),), strict=False
     )
@@ -374,8 +376,10 @@ class Zo(Section):
     """Perturbation scale, mu of the paper."""
     queries: int = Field(1, ge=1, le=MAX_QUERIES)
     """Directions per step, each of two forward passes."""
-    noise: Literal["gaussian", "rademacher"] = "gaussian"
-    """Distribution of the directions' elements."""
+    noise: Noise = "gaussian"
+    """Distribution of the directions. The default without an adapter is low-rank: outer products of random signs."""
+    rank: Rank = 1
+    """Rank of a low-rank direction over each matrix."""
     clip: float = Field(0.0, ge=0)
     """Largest size of a projected gradient; 0 is no limit. Over several machines the default is 1 / (2 eps): a nat."""
 
@@ -395,6 +399,10 @@ class Train(Section):
     """Perturbed copies that share a forward pass: as many as memory allows, or a number; 1 is one after the other."""
     compile: Annotated[Literal["auto"] | bool, Allowed("auto, true or false")] = "auto"
     """Compile directions and forward pass (on a GPU: CUDA graphs), for a slower start; auto: in long runs on a CPU."""
+    trainable: Annotated[tuple[str, ...], Allowed("a list of names with * and ?, such as ['*norm*', '*.bias']")] = (
+        Field(("*",), min_length=1, strict=False)
+    )
+    """Without an adapter: which parameters to train, by patterns of their names."""
     gradient_checkpointing: bool = False
     """llmtrainer: compute activations again on the way back instead of keeping them, for less memory and more time."""
     is_enable_half: bool = False
@@ -482,8 +490,6 @@ class Config(Section):
     """Number of the GPU; -1 is the first."""
     threads: int = Field(0, ge=0)
     """Threads that a CPU computes with; 0 is as many as PyTorch takes by itself."""
-    workers: int = Field(0, ge=0)
-    """Processes that clients are dealt to with `--engine ray`; 0 is one for each GPU, or for each core."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed of everything random in the run."""
     outdir: str = "runs"

@@ -10,6 +10,21 @@ _EMPTY = {"val": "validation", "test": "test"}
 
 
 def settled(config: Config) -> tuple[Config, list[str]]:
+    """The configuration with such keys settled, and what the user should be told."""
+    config, notices = _with_split(config)
+    return _with_noise(config), notices
+
+
+def _with_noise(config: Config) -> Config:
+    """Directions of low rank where all parameters are trained, unless others were asked for."""
+    zo = config.train.zo
+    if config.llm.adapter.use or config.trainer.type != "mezotrainer" or "noise" in zo.model_fields_set:
+        return config
+    train = config.train.model_copy(update={"zo": zo.model_copy(update={"noise": "low-rank"})})
+    return config.model_copy(update={"train": train})
+
+
+def _with_split(config: Config) -> tuple[Config, list[str]]:
     """The configuration with `eval.split` narrowed to the parts that have a share, unless it was given.
 
     What hangs on it follows: the metric that decides the best round, and early stopping where nothing is left to

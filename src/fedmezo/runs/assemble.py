@@ -35,9 +35,11 @@ from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.fingerprint import base_hash
 from fedmezo.models.foreign import explained
 from fedmezo.models.hardware import choose_device, choose_dtype
-from fedmezo.models.lane_budget import bytes_per_lane, fitting_lanes, longest_batch
+from fedmezo.models.lane_budget import fitting_lanes, longest_batch
+from fedmezo.models.language_model import LanguageModel
 from fedmezo.models.loading import load_base
 from fedmezo.models.vocabulary import settle_special_tokens
+from fedmezo.models.whole import WholeLM
 from fedmezo.records import Example
 from fedmezo.results.console import work_progress
 from fedmezo.results.metrics import ACCURACY
@@ -48,7 +50,8 @@ from fedmezo.runs.format import Header
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimators.protocol import Estimator, Settings
 from fedmezo.zo.estimators.two_point import TwoPoint
-from fedmezo.zo.noise import Noise, Purpose, Stream, compiles, noise_for, words
+from fedmezo.zo.low_rank import LOW_RANK, directions_for
+from fedmezo.zo.noise import Directions, Noise, Purpose, Stream, compiles, words
 from fedmezo.zo.signal import Signal, find_sound_eps
 
 MEZO = "mezotrainer"
@@ -60,13 +63,13 @@ OPERATIONS_WORTH_COMPILING = 1e14
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TunedModel:
-    """A base model with its adapter, as a run uses it."""
+    """A base model with what of it is trained, as a run uses it."""
 
-    model: CausalLM
+    model: LanguageModel
     tokenizer: PreTrainedTokenizerFast
     base_hash: str
     dtype: torch.dtype
-    theta: Tensor  # (d,) initial; on the host
+    theta: Tensor  # (d,) initial: of an adapter a copy on the host; of all parameters the weights themselves
     notices: tuple[str, ...]
 
 
@@ -81,7 +84,7 @@ class Holdings:
 
 
 def load_model(config: Config) -> TunedModel:
-    """The model that the configuration names, with a fresh adapter.
+    """The model that the configuration names, with a fresh adapter if it is to have one.
 
     Raises:
         ModelError: see `models.loading` and `models.adapters`.
@@ -96,10 +99,14 @@ def load_model(config: Config) -> TunedModel:
     assert isinstance(tokenizer, PreTrainedTokenizerFast), "load_base asks for a fast tokenizer"
     fingerprint = base_hash(base)
     ending = settle_special_tokens(base, tokenizer)
-    beside = tokenizer if ending.is_new else None
-    model = CausalLM(base, config.llm.adapter.args[0].model_dump(), config.seed, beside)
+    model: LanguageModel
+    if config.llm.adapter.use:
+        beside = tokenizer if ending.is_new else None
+        model = CausalLM(base, config.llm.adapter.args[0].model_dump(), config.seed, beside)
+    else:
+        model = WholeLM(base, tokenizer, config.train.trainable, low_rank=_has_low_rank(config))
     notices = (*device_notices, *dtype_notices, *ending.notices, *model.notices)
-    return TunedModel(model, tokenizer, fingerprint, dtype, model.flat().cpu(), notices)
+    return TunedModel(model, tokenizer, fingerprint, dtype, model.initial(), notices)
 
 
 def load_holdings(config: Config, tokenizer: PreTrainedTokenizerFast, console: Console) -> Holdings:
@@ -175,17 +182,11 @@ def tokens_folder(config: Config) -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedmezo"
 
 
-def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset, clients: int | None = None) -> list[str]:
+def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset) -> list[str]:
     """Give the model the lanes that the configuration asks for; returns what the user should be told.
 
     With `auto`, as many as a round's clients can fill and memory has room for, by a measurement of two lanes on the
     longest batch of the data set.
-
-    Args:
-        config: of the run.
-        tuned: the model.
-        dataset: what it is to be tuned on.
-        clients: that are run here in a round; None for the whole cohort.
     """
     if config.trainer.type != MEZO:
         return []
@@ -194,25 +195,25 @@ def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset, client
     if wanted == 1 and not compiled:
         return []
     queries = config.train.zo.queries
-    useful = 2 * queries * (config.federate.cohort_size if clients is None else clients)
+    useful = 2 * queries * config.federate.cohort_size
     notices = model.use_lanes(2)
     if model.lanes > 1:
         if wanted == "auto":
             longest = longest_batch(config.dataloader.batch_size, int(dataset.lengths.max()), model.device)
-            wanted = fitting_lanes(bytes_per_lane(model, longest, tuned.theta, queries), useful, model.device)
+            wanted = fitting_lanes(model.bytes_per_lane(longest, tuned.theta, queries), useful, model.device)
         model.use_lanes(min(wanted, useful))
         notices += model.compile(config.dataloader.batch_size) if compiled else []
     return notices
 
 
-def _compiles_forward(config: Config, model: CausalLM, dataset: EncodedDataset) -> bool:
+def _compiles_forward(config: Config, model: LanguageModel, dataset: EncodedDataset) -> bool:
     """Whether the forward pass is to be compiled; with `auto`, that over lanes if the run is long enough on a CPU."""
     if config.train.compile != "auto":
         return config.train.compile
-    if config.train.lanes == 1:
+    if config.train.lanes == 1 or not config.llm.adapter.use:
         return False
     tokens = 2 * _planned_directions(config) * config.dataloader.batch_size * float(dataset.lengths.mean())
-    operations = 2 * tokens * sum(parameter.numel() for parameter in model.peft.parameters())
+    operations = 2 * tokens * sum(parameter.numel() for parameter in model.network.parameters())
     return model.device.type == "cpu" and operations >= OPERATIONS_WORTH_COMPILING
 
 
@@ -230,11 +231,16 @@ def noise_of_g(config: Config, tuned: TunedModel, holdings: Holdings, theta: Ten
     rows, zo = config.dataloader.batch_size, config.train.zo
     batches = [holdings.dataset.batch(shard[:rows], tuned.model.device) for shard in shards[:BATCHES_FOR_NOISE]]
     return find_sound_eps(
-        tuned.model, theta.to(tuned.model.device), batches, seed=config.seed, noise=Noise(zo.noise), eps=zo.eps
+        tuned.model,
+        theta.to(tuned.model.device),
+        batches,
+        seed=config.seed,
+        noise=make_noise(config, tuned.model),
+        eps=zo.eps,
     )
 
 
-def clients_at_once(config: Config, model: CausalLM) -> int:
+def clients_at_once(config: Config, model: LanguageModel) -> int:
     """How many clients fill the model's lanes."""
     return max(1, model.lanes // (2 * config.train.zo.queries))
 
@@ -245,21 +251,25 @@ def _planned_directions(config: Config) -> int:
     return steps * config.federate.cohort_size * config.train.zo.queries
 
 
-def make_estimator(config: Config, model: CausalLM) -> Estimator:
+def make_estimator(config: Config, model: LanguageModel) -> Estimator:
     """The zeroth-order clients' estimator."""
     zo = config.train.zo
-    return TwoPoint(Settings(zo.eps, zo.queries, _make_noise(config, model), zo.clip))
+    return TwoPoint(Settings(zo.eps, zo.queries, make_noise(config, model), zo.clip))
 
 
-def _make_noise(config: Config, model: CausalLM) -> Noise:
-    """The noise, compiled as `train.compile` says; a client generates each direction, and so does the server."""
-    name, wanted = config.train.zo.noise, config.train.compile
-    if wanted == "auto":
-        return noise_for(name, 2 * _planned_directions(config) * model.segments[-1].stop, model.device)
-    return Noise(name, compiled=wanted and compiles(name, model.device))
+def make_noise(config: Config, model: LanguageModel) -> Directions:
+    """The directions, compiled as `train.compile` says; a client generates each of them, and so does the server."""
+    zo, wanted = config.train.zo, config.train.compile
+    if wanted == "auto" or _has_low_rank(config):
+        return directions_for(zo.noise, zo.rank, model.segments, 2 * _planned_directions(config), model.device)
+    return Noise(zo.noise, compiled=wanted and compiles(zo.noise, model.device))
 
 
-def make_federation(config: Config, model: CausalLM) -> Federation:
+def _has_low_rank(config: Config) -> bool:
+    return config.trainer.type == MEZO and config.train.zo.noise == LOW_RANK
+
+
+def make_federation(config: Config, model: LanguageModel) -> Federation:
     """What the server needs in each round."""
     train, federate = config.train, config.federate
     batches = make_schedule(config).batches
@@ -370,7 +380,7 @@ def make_shards(config: Config, holdings: Holdings, device: torch.device) -> dic
     }
 
 
-def environment_of(model: CausalLM) -> dict[str, object]:
+def environment_of(model: LanguageModel) -> dict[str, object]:
     """What the last bits of this model's losses depend on; see `runs.directory.environment`."""
     return environment(model.device, model.lanes, model.compiled)
 
@@ -387,7 +397,9 @@ def make_header(config: Config, tuned: TunedModel, holdings: Holdings, theta: Te
         base=config.model.name,
         base_hash=tuned.base_hash,
         dtype=cast(Dtype, str(tuned.dtype).removeprefix("torch.")),
-        adapter=config.llm.adapter.args[0].model_dump(),
+        adapter=config.llm.adapter.args[0].model_dump() if config.llm.adapter.use else None,
+        trainable=() if config.llm.adapter.use else config.train.trainable,
+        rank=config.train.zo.rank,
         theta_hash=state_hash(theta),
         restored=bool(config.federate.restore_from),
         data_hash=dataset_hash(holdings.dataset),

@@ -24,7 +24,7 @@ _METHODS = {
     "llmtrainer": "back-propagation on the clients, averaged by the server (FedAvg)",
 }
 _OF_THE_MACHINE = (
-    *("outdir", "expname", "device", "threads", "use_gpu", "wandb", "mlflow", "workers", "verbose"),
+    *("outdir", "expname", "device", "threads", "use_gpu", "wandb", "mlflow", "verbose"),
     *("data.root", "llm.cache", "federate.save_to", "federate.restore_from"),
 )
 """Keys and sections that say where a run was computed rather than what it is."""
@@ -40,6 +40,7 @@ class Card:
         data: name of the data set; None where it is not known.
         figures: the table of results.
         made_by: the command, and what its settings are.
+        is_adapter: whether an adapter is beside it, or a model.
         settings: keys and values, nested as in config.yaml.
     """
 
@@ -48,6 +49,7 @@ class Card:
     data: str | None
     figures: tuple[Row, ...]
     made_by: str
+    is_adapter: bool
     settings: dict[str, Any]
 
 
@@ -67,6 +69,7 @@ def card_of_run(config: Config, summary: Summary) -> Card:
         data=data,
         figures=(clients, *summary_rows(summary)),
         made_by="`fedmezo run settings.yaml` with these settings; whatever they do not name has its default.",
+        is_adapter=config.llm.adapter.use,
         settings=settings,
     )
 
@@ -79,10 +82,14 @@ def card_of_log(header: Header, rounds: int) -> Card:
         data=None,
         figures=(Row("rounds", f"{rounds:,}"),),
         made_by="`fedmezo replay` or `fedmezo import` from the scalars of a run with these settings.",
+        is_adapter=header.adapter is not None,
         settings={
             "seed": header.seed,
-            "llm": {"adapter": {"use": True, "args": [dict(header.adapter)]}},
-            "train": {"zo": {"eps": header.eps, "queries": header.queries, "noise": header.noise}},
+            "llm": {"adapter": {"use": True, "args": [dict(header.adapter)]} if header.adapter else {"use": False}},
+            "train": {
+                "zo": {"eps": header.eps, "queries": header.queries, "noise": header.noise, "rank": header.rank},
+                **({"trainable": list(header.trainable)} if header.trainable else {}),
+            },
         },
     )
 
@@ -95,7 +102,10 @@ def write_card(card: Card, folder: Path) -> None:
 def render_card(card: Card) -> str:
     """The card as Markdown with the YAML head that the hub reads."""
     base = public_name(card.base)
-    head: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation"}
+    head: dict[str, Any] = {
+        "library_name": "peft" if card.is_adapter else "transformers",
+        "pipeline_tag": "text-generation",
+    }
     if base == card.base and "/" in base:  # a hub name
         head["base_model"] = base
     head["tags"] = ["fedmezo", "federated-learning", "zeroth-order"]
@@ -118,11 +128,7 @@ Made with FedMeZO by {card.method}.
 ## Use
 
 ```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-{_loading(base)}
-model = PeftModel.from_pretrained(base, "PATH_OR_NAME_OF_THIS_FOLDER")
+{_usage(card, base)}
 ```
 
 ## Made by
@@ -135,8 +141,23 @@ model = PeftModel.from_pretrained(base, "PATH_OR_NAME_OF_THIS_FOLDER")
 
 ## Licence
 
-The adapter derives from {sources}: their licences apply to it.
+The {"adapter" if card.is_adapter else "model"} derives from {sources}: their licences apply to it.
 """
+
+
+def _usage(card: Card, base: str) -> str:
+    """Python that loads what is in the folder."""
+    folder = '"PATH_OR_NAME_OF_THIS_FOLDER"'
+    if not card.is_adapter:
+        return f"""from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({folder})
+tokenizer = AutoTokenizer.from_pretrained({folder})"""
+    return f"""from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+{_loading(base)}
+model = PeftModel.from_pretrained(base, {folder})"""
 
 
 def _loading(base: str) -> str:

@@ -25,7 +25,9 @@ ENVIRONMENT_FILE = "environment.json"
 PARTITION_FILE = "partition.json"
 LOCK_FILE = ".lock"
 ADAPTER_FOLDER = "adapter"
-BEST_ADAPTER_FOLDER = "adapter_best"
+MODEL_FOLDER = "model"
+BEST = "_best"
+"""Ending of the name of a folder with what the best round made."""
 
 ENVIRONMENT_VERSION = 1
 

@@ -29,8 +29,7 @@ from fedmezo.runs import assemble
 from fedmezo.runs.assemble import Holdings, TunedModel
 from fedmezo.runs.card import card_of_run, write_card
 from fedmezo.runs.directory import (
-    ADAPTER_FOLDER,
-    BEST_ADAPTER_FOLDER,
+    BEST,
     CONFIG_FILE,
     PARTITION_FILE,
     locked,
@@ -44,7 +43,6 @@ from fedmezo.runs.snapshots import load_snapshot, snapshots_of
 from fedmezo.runs.stopping import EarlyStopping
 from fedmezo.runs.training import EvaluationPlan, Training
 from fedmezo.runs.verify import check_saved
-from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.signal import describe
 
 logger = logging.getLogger(__name__)
@@ -59,8 +57,16 @@ class Run:
     log: RunLog
     tuned: TunedModel
     holdings: Holdings
-    theta: Tensor  # (d,) initial
+    theta: Tensor  # (d,) initial; all parameters are in memory once, and training changes them
     place: Placement
+
+    def starting_theta(self) -> Tensor:
+        """Theta (d,) before training, for the server to change."""
+        return self.theta.clone() if self.config.llm.adapter.use else self.theta
+
+    def initial_theta(self) -> Tensor:
+        """Theta (d,) before training, at any time."""
+        return self.theta if self.config.llm.adapter.use else assemble.load_model(self.config).theta
 
 
 def run(config: Config, notices: Sequence[str] = (), place: Placement = HERE) -> int:
@@ -125,7 +131,7 @@ def start(config: Config, folder: Path, log: RunLog, place: Placement = HERE) ->
         (log.line if signals[0].is_sound else logger.warning)(describe(signals))
     header = assemble.make_header(config, this.tuned, this.holdings, this.theta)
     journal = JournalWriter.create(folder / JOURNAL_FILE, header)
-    return train(this, journal, initial_state(this.theta.clone()))
+    return train(this, journal, header.theta_hash, initial_state(this.starting_theta()))
 
 
 def load_parts(
@@ -153,13 +159,14 @@ def load_parts(
     if initial is not None:
         theta = initial.cpu()
     else:
-        theta = tuned.model.read_adapter(Path(restored)).cpu() if restored else tuned.theta
+        theta = tuned.model.read(Path(restored)).cpu() if restored else tuned.theta
     return Run(config, folder, log, tuned, holdings, theta, place)
 
 
 def train(
     this: Run,
     journal: JournalWriter,
+    initial_hash: str,
     state: ServerState,
     records: Sequence[RoundRecord] = (),
     metrics: Sequence[Metric] = (),
@@ -169,6 +176,7 @@ def train(
     Args:
         this: the run.
         journal: open for appending.
+        initial_hash: state hash before round 0.
         state: after the last closed round.
         records: the closed rounds.
         metrics: of the closed rounds.
@@ -178,7 +186,8 @@ def train(
         sinks = _sinks(this, metrics)
         for sink in sinks:
             stack.callback(sink.close)
-        training = _training(this, journal, state, sinks, records)
+        hashes = [initial_hash, *(record.state_hash for record in records)]
+        training = _training(this, journal, hashes, state, sinks, records)
         training.evaluations += [
             (m.round, training.evaluation.cost(m.value))
             for m in metrics
@@ -192,10 +201,10 @@ def train(
         return INTERRUPTED
     finish(this, training)
     journal.end(training.state.round)
-    loss, count = check_saved(this.folder / ADAPTER_FOLDER, config, this.tuned, this.holdings, training.state.theta)
-    this.log.line(
-        f"checked: PEFT loads {this.folder / ADAPTER_FOLDER}, with the run's loss: {loss:.4f} on {count} examples"
-    )
+    model = this.tuned.model
+    saved = this.folder / model.folder
+    loss, count = check_saved(saved, config, this.tuned, this.holdings, training.state.theta)
+    this.log.line(f"checked: {model.loader} loads {saved}, with the run's loss: {loss:.4f} on {count} examples")
     return 0
 
 
@@ -211,13 +220,13 @@ def finish(this: Run, training: Training) -> None:
     card = card_of_run(config, summary)
     if state.round < config.federate.total_round_num:
         this.log.line(f"stopped early after round {state.round}: {training.evaluation.key} no longer improves")
-    places = [(state.theta, this.folder / ADAPTER_FOLDER)]
+    places = [(state.theta, this.folder / model.folder)]
     if config.federate.save_to:
         places.append((state.theta, Path(config.federate.save_to)))
     if training.evaluations:
-        places.append((_best_theta(this, training), this.folder / BEST_ADAPTER_FOLDER))
+        places.append((_best_theta(this, training), this.folder / f"{model.folder}{BEST}"))
     for theta, place in places:
-        model.save_adapter(theta, place)
+        model.save(theta, place)
         write_card(card, place)
     write_report(this.folder)
     if config.eval.samples:
@@ -226,7 +235,12 @@ def finish(this: Run, training: Training) -> None:
 
 
 def _training(
-    this: Run, journal: JournalWriter, state: ServerState, sinks: Sequence[Sink], records: Sequence[RoundRecord]
+    this: Run,
+    journal: JournalWriter,
+    hashes: list[str],
+    state: ServerState,
+    sinks: Sequence[Sink],
+    records: Sequence[RoundRecord],
 ) -> Training:
     config, tuned = this.config, this.tuned
     federation = assemble.make_federation(config, tuned.model)
@@ -253,7 +267,7 @@ def _training(
         journal=journal,
         sinks=sinks,
         state=state,
-        hashes=[state_hash(this.theta), *(record.state_hash for record in records)],
+        hashes=hashes,
     )
 
 
@@ -300,7 +314,7 @@ def _best_theta(this: Run, training: Training) -> Tensor:
     if best == training.state.round:
         return training.state.theta
     if best == 0:
-        return this.theta
+        return this.initial_theta()
     return load_snapshot(snapshots_of(this.folder), best, training.hashes[best])
 
 
@@ -313,7 +327,7 @@ def _samples(this: Run, theta: Tensor) -> list[Sample]:
     chosen = [examples[index] for index in ordered[: this.config.eval.samples]]
     limit = this.config.llm.chat.max_len
     prompts = [this.holdings.prompts.prompt(example) for example in chosen]
-    before = answers(this.tuned.model, this.tuned.tokenizer, this.theta, prompts, limit)
+    before = answers(this.tuned.model, this.tuned.tokenizer, this.initial_theta(), prompts, limit)
     after = answers(this.tuned.model, this.tuned.tokenizer, theta, prompts, limit)
     return [
         Sample(f"{example.instruction}\n{example.input}".strip(), example.output, old, new)

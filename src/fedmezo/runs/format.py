@@ -8,13 +8,32 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from fedmezo.config.markup import shorten
-from fedmezo.config.schema import MAX_QUERIES, MAX_ROUNDS, MAX_SEED, MAX_STEPS, AdapterArgs, Allowed, Dtype, Protocol
-from fedmezo.config.strict import LONGEST_NAME, Client, Format, Hash, Name
+from fedmezo.config.schema import (
+    MAX_QUERIES,
+    MAX_ROUNDS,
+    MAX_SEED,
+    MAX_STEPS,
+    AdapterArgs,
+    Allowed,
+    Dtype,
+    Noise,
+    Protocol,
+    Rank,
+)
+from fedmezo.config.strict import LONGEST_NAME, Client, Format, Hash, Name, Since
 from fedmezo.records import Segment
 from fedmezo.zo.arithmetic import (
     LARGEST_FACTOR,
@@ -25,7 +44,7 @@ from fedmezo.zo.arithmetic import (
     round_coefficient,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of the journal, and of the published log, whose header is the journal's; older ones are read."""
 
 MOST_SEGMENTS = 1_000_000
@@ -55,8 +74,10 @@ def _segment(item: Any, start: int) -> Segment:
     raise ValueError("needs pairs of a tensor's name and its shape, such as ['a.weight', [8, 128]]")
 
 
-def _adapter(value: Any) -> dict[str, Any]:
+def _adapter(value: Any) -> dict[str, Any] | None:
     """The adapter as configured; the rest of its keys are checked when it is attached."""
+    if value is None:
+        return None
     try:
         args = AdapterArgs.model_validate(value)
     except ValidationError as error:
@@ -97,7 +118,12 @@ Segments = Annotated[
     PlainSerializer(lambda segments: [[segment.name, list(segment.shape)] for segment in segments]),
     Allowed("a list of pairs of a tensor's name and its shape"),
 ]
-Adapter = Annotated[dict[str, Any], PlainValidator(_adapter), Allowed("a mapping with adapter_method in it")]
+Adapter = Annotated[
+    dict[str, Any] | None, PlainValidator(_adapter), Allowed("a mapping with adapter_method in it, or null")
+]
+Patterns = Annotated[
+    tuple[Name, ...], Field(max_length=MOST_SEGMENTS, strict=False), Allowed("a list of patterns of names")
+]
 Coefficient = Annotated[float, Field(ge=0, le=LARGEST_FACTOR), AfterValidator(_coefficient)]
 Share = Annotated[float, Field(ge=0, le=1), AfterValidator(_coefficient)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -119,8 +145,10 @@ class Header(Format):
     """Rounds as planned; an early stop makes fewer."""
     protocol: Protocol
     """`scalars` or `weights`; only the first can be replayed."""
-    noise: Literal["gaussian", "rademacher"]
+    noise: Noise
     """Distribution of the directions."""
+    rank: Annotated[Rank, Since(2)] = 1
+    """Of low-rank directions."""
     eps: float = Field(ge=2.0**-100, le=LARGEST_FACTOR)
     """Perturbation scale."""
     queries: int = Field(ge=1, le=MAX_QUERIES)
@@ -132,7 +160,9 @@ class Header(Format):
     dtype: Dtype
     """Of the base weights."""
     adapter: Adapter
-    """The PEFT method and its keys, as configured."""
+    """The PEFT method and its keys, as configured; null where the model's own parameters are trained."""
+    trainable: Annotated[Patterns, Since(2)] = ()
+    """Then: patterns of the names of those that are; else none."""
     theta_hash: Hash
     """Of the initial theta."""
     restored: bool
@@ -143,6 +173,13 @@ class Header(Format):
     """Of who holds which of them."""
     segments: Segments
     """Canonical order and shapes of the trainable tensors."""
+
+    @model_validator(mode="after")
+    def _trains_one(self) -> Header:
+        """Either an adapter is trained or the model's own parameters."""
+        if (self.adapter is None) != bool(self.trainable):
+            raise ValueError("adapter: needs a mapping where trainable is empty, and null where it is not")
+        return self
 
     @property
     def num_parameters(self) -> int:

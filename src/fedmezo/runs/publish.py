@@ -11,7 +11,7 @@ from fedmezo.atomic import read_whole, replacing
 from fedmezo.errors import RunError, StorageError
 from fedmezo.federation.aggregate import apply_scalars_
 from fedmezo.federation.messages import BYTES_PER_PARAMETER
-from fedmezo.models.causal_lm import CausalLM
+from fedmezo.models.language_model import LanguageModel
 from fedmezo.plain import plain
 from fedmezo.results.console import work_progress
 from fedmezo.results.summary import human_bytes
@@ -93,15 +93,15 @@ def import_log(file: Path, base: str, out: Path | None = None, restore_from: Pat
             f"{file}: replay gives the state {state_hash(theta)[:16]}, not {log.state_hash[:16]} as published"
         )
     try:
-        model.save_adapter(theta, out)
+        model.save(theta, out)
         write_card(card_of_log(log.header, len(log.records)), out)
     except OSError as error:
         raise StorageError(f"{out}: cannot be written: {error.strerror}") from error
-    _say(f"{out}: the adapter after {len(log.records)} rounds, state {log.state_hash}")
+    _say(f"{out}: the {model.folder} after {len(log.records)} rounds, state {log.state_hash}")
     return 0
 
 
-def _starting_theta(model: CausalLM, header: Header, adapter: Path | None) -> Tensor:
+def _starting_theta(model: LanguageModel, header: Header, adapter: Path | None) -> Tensor:
     """Theta (d,) before round 0, from the adapter given or a fresh one, whichever the run started from."""
     if not header.restored and adapter is None:
         return initial_theta(model, header)
@@ -111,7 +111,7 @@ def _starting_theta(model: CausalLM, header: Header, adapter: Path | None) -> Te
         raise RunError(
             f"the run started from a saved adapter, of the state {header.theta_hash[:16]}: give it with --restore-from"
         )
-    theta = model.read_adapter(adapter)
+    theta = model.read(adapter)
     if (found := state_hash(theta)) != header.theta_hash:
         raise RunError(
             f"--restore-from {adapter}: the run started from another adapter: its state was {header.theta_hash[:16]}, "

@@ -18,8 +18,10 @@ from fedmezo.federation.aggregate import SCALARS, apply_scalars_
 from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.fingerprint import base_hash
 from fedmezo.models.hardware import DTYPES
+from fedmezo.models.language_model import LanguageModel
 from fedmezo.models.loading import load_base
 from fedmezo.models.vocabulary import settle_special_tokens
+from fedmezo.models.whole import WholeLM
 from fedmezo.plain import plain
 from fedmezo.records import RoundRecord, Segment
 from fedmezo.results.console import work_progress
@@ -31,7 +33,7 @@ from fedmezo.runs.snapshots import load_snapshot, snapshots_of
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimators.protocol import Estimator, Settings
 from fedmezo.zo.estimators.two_point import TwoPoint
-from fedmezo.zo.noise import noise_for
+from fedmezo.zo.low_rank import LOW_RANK, directions_for
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +63,9 @@ def replay(folder: Path, *, to_round: int | None = None, out: Path | None = None
     seconds = time.monotonic() - started
     _tell(console, journal, to_round, seconds)
     if out is not None:
-        model.save_adapter(theta, out)
+        model.save(theta, out)
         write_card(card_of_log(journal.header, journal.next_round), out)
-        console.print(f"adapter written to {out}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{model.folder} written to {out}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -91,12 +93,12 @@ def rebuild_(
 def replaying_estimator(header: Header, records: Sequence[RoundRecord], theta: Tensor) -> Estimator:
     """The run's estimator, as it moves theta (d,) through the rounds on the device that theta is on."""
     directions = sum(len(part.scalars or ()) for record in records for part in record.contributions)
-    noise = noise_for(header.noise, directions * len(theta), theta.device)
+    noise = directions_for(header.noise, header.rank, header.segments, directions, theta.device)
     return TwoPoint(Settings(header.eps, header.queries, noise))
 
 
-def open_model(header: Header, base: str, cache: str | None = None, *, own_code: bool = False) -> CausalLM:
-    """The base model with a fresh adapter as the header describes it.
+def open_model(header: Header, base: str, cache: str | None = None, *, own_code: bool = False) -> LanguageModel:
+    """The base model, with a fresh adapter if it is to have one, as the header describes it.
 
     Args:
         header: what the run was.
@@ -119,13 +121,23 @@ def open_model(header: Header, base: str, cache: str | None = None, *, own_code:
             f"{header.base_hash[:16]} is needed (the run called it {header.base})"
         )
     ending = settle_special_tokens(model, tokenizer)
-    tuned = CausalLM(model, header.adapter, header.seed, tokenizer if ending.is_new else None)
+    tuned: LanguageModel
+    if header.adapter is None:
+        tuned = WholeLM(model, tokenizer, header.trainable, low_rank=header.noise == LOW_RANK)
+    else:
+        tuned = CausalLM(model, header.adapter, header.seed, tokenizer if ending.is_new else None)
     if tuned.segments != header.segments:
         raise RunError(
-            f"the adapter {header.adapter['adapter_method']} on {base} has other tensors than the run's: "
+            f"{_trained(header)} on {base} has other tensors than the run's: "
             f"{_first_difference(tuned.segments, header.segments)}"
         )
     return tuned
+
+
+def _trained(header: Header) -> str:
+    return (
+        "what train.trainable chooses" if header.adapter is None else f"the adapter {header.adapter['adapter_method']}"
+    )
 
 
 def _first_difference(here: Sequence[Segment], there: Sequence[Segment]) -> str:
@@ -141,7 +153,8 @@ def require_scalars(header: Header, where: Path) -> None:
     if header.protocol != SCALARS:
         raise RunError(
             f"{where}: a run of the {header.protocol} protocol cannot be replayed: its clients sent weights, of which "
-            "the journal holds the hashes only. Its adapter is in adapter/, its last state in snapshots/"
+            f"the journal holds the hashes only. What came out is in {'adapter' if header.adapter else 'model'}/, the "
+            "last state in snapshots/"
         )
 
 
@@ -157,7 +170,7 @@ def _check(journal: Journal, folder: Path, to_round: int | None) -> None:
         raise RunError(f"--to-round {to_round}: {folder / JOURNAL_FILE} has {journal.next_round} rounds")
 
 
-def initial_theta(model: CausalLM, header: Header, snapshots: Path | None = None) -> Tensor:
+def initial_theta(model: LanguageModel, header: Header, snapshots: Path | None = None) -> Tensor:
     """Theta (d,) before round 0: the model's own, or that of a snapshot, which a run keeps that did not start from it.
 
     Raises:
@@ -165,8 +178,12 @@ def initial_theta(model: CausalLM, header: Header, snapshots: Path | None = None
     """
     if snapshots is not None:
         return load_snapshot(snapshots, 0, header.theta_hash)
-    theta = model.flat()
+    theta = model.initial()
     if state_hash(theta) != header.theta_hash:
+        if header.adapter is None:
+            raise RunError(
+                f"the weights are {state_hash(theta)[:16]} here, but were {header.theta_hash[:16]} in the run"
+            )
         raise RunError(
             f"the initial adapter is {state_hash(theta)[:16]} here, but was {header.theta_hash[:16]} in the run: other "
             "versions of torch and PEFT may draw other initial values, of LoRA only those that PEFT draws itself "

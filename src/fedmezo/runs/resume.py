@@ -29,8 +29,9 @@ from fedmezo.results.metrics import METRICS_FILE, Metric, cut_after, read_metric
 from fedmezo.runs import assemble
 from fedmezo.runs.directory import (
     ADAPTER_FOLDER,
-    BEST_ADAPTER_FOLDER,
+    BEST,
     CONFIG_FILE,
+    MODEL_FOLDER,
     differences,
     read_environment,
 )
@@ -52,17 +53,7 @@ logger = logging.getLogger(__name__)
 WITHOUT_CONSEQUENCE = frozenset(
     f"config.{key}"
     for key in (
-        *(
-            "outdir",
-            "expname",
-            "wandb",
-            "mlflow",
-            "workers",
-            "federate.save_to",
-            "federate.save_freq",
-            "eval.samples",
-            "llm.chat",
-        ),
+        *("outdir", "expname", "wandb", "mlflow", "federate.save_to", "federate.save_freq", "eval.samples", "llm.chat"),
         *("use_gpu", "device"),  # what came of them is compared
         *("model.type", "llm.cache", "data.root", "data.type", "federate.restore_from"),  # their content is compared
     )
@@ -72,7 +63,7 @@ WITHOUT_CONSEQUENCE = frozenset(
 _CONTENTS = {
     "base_hash": "weights of the base model",
     "dtype": "their number format",
-    "theta_hash": "initial adapter",
+    "theta_hash": "initial state of what is trained",
     "data_hash": "encoded data set",
     "partition_hash": "division of the data among the clients",
 }
@@ -134,13 +125,13 @@ def _go_on(config: Config, folder: Path, log: RunLog, journal: Journal, place: P
     faults = [*_changes(this, recorded, journal.header), *_losses(folder, journal)]
     if faults and not force:
         raise RunError(_refusal(folder, faults))
-    state = restore(folder, journal, assemble.make_federation(config, this.tuned.model), this.theta)
+    state = restore(folder, journal, assemble.make_federation(config, this.tuned.model), this.starting_theta())
     metrics = _cut_back(folder, journal.next_round)
     writer = JournalWriter.reopen(folder / JOURNAL_FILE, journal)
     if faults:
         writer.remark(f"resumed by force at round {state.round}; {'; '.join(faults)}")
     log.line(f"going on with {folder} after round {state.round}")
-    return train(this, writer, state, journal.records, metrics)
+    return train(this, writer, journal.header.theta_hash, state, journal.records, metrics)
 
 
 def restore(folder: Path, journal: Journal, federation: Federation, initial: Tensor) -> ServerState:
@@ -150,7 +141,7 @@ def restore(folder: Path, journal: Journal, federation: Federation, initial: Ten
         folder: the run's folder.
         journal: of the run.
         federation: the server's choices.
-        initial: theta (d,) before round 0.
+        initial: theta (d,) before round 0, which becomes the state's if no later one is to be had.
 
     Raises:
         RunError: a snapshot is damaged, or missing where the journal alone cannot replace it; or replay does not give
@@ -163,7 +154,7 @@ def restore(folder: Path, journal: Journal, federation: Federation, initial: Ten
             f"{snapshot_path(snapshots, journal.next_round)} is missing: a run of the weights protocol can go on only "
             f"from the state after its last round. The newest snapshot there is is of round {at}"
         )
-    theta = load_snapshot(snapshots, at, journal.hashes[at]).to(initial.device) if at else initial.clone()
+    theta = load_snapshot(snapshots, at, journal.hashes[at]).to(initial.device) if at else initial
     histories: dict[int, ClientHistory] = {}
     for record in journal.records[:at]:
         histories = remember(histories, record)
@@ -246,5 +237,6 @@ def _cut_back(folder: Path, next_round: int) -> list[Metric]:
 
 def _sweep(folder: Path) -> None:
     """Remove files that were cut short."""
-    for place in (folder, snapshots_of(folder), folder / ADAPTER_FOLDER, folder / BEST_ADAPTER_FOLDER):
+    results = [folder / f"{name}{kind}" for name in (ADAPTER_FOLDER, MODEL_FOLDER) for kind in ("", BEST)]
+    for place in (folder, snapshots_of(folder), *results):
         remove_leftovers(place)

@@ -58,7 +58,7 @@ def save_snapshot(
     metadata |= {f"{name}.hash": state_hash(moment) for name, moment in tensors.items() if name != "theta"}
     with replacing(path) as file:
         on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        file.write(safetensors.torch.save(on_cpu, metadata))
+        safetensors.torch.save_file(on_cpu, file.name, metadata)  # without a copy in memory
     return path
 
 
@@ -96,7 +96,8 @@ def load_moments(folder: Path, round_index: int) -> dict[str, Tensor]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(path.read_bytes())
+        path.stat()  # its error says what is wrong, in the words of the system
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
     except OSError as error:
         raise RunError(f"{path}: the snapshot cannot be read: {error.strerror}") from error
     except safetensors.SafetensorError as error:

@@ -28,21 +28,21 @@ class Checked(NamedTuple):
 
 
 def check_saved(folder: Path, config: Config, tuned: TunedModel, holdings: Holdings, theta: Tensor) -> Checked:
-    """See that PEFT loads the adapter in a folder, and that it has the loss of theta (d,) then.
+    """See that what a folder holds can be loaded, and that it has the loss of theta (d,) then.
 
     The loss is compared on the shortest examples of the run. One that is not finite is compared with nothing.
 
     Raises:
         CheckError: it has another one.
-        ModelError: PEFT cannot load it.
+        ModelError: it cannot be loaded.
     """
     batch = _few_examples(config, tuned, holdings)
     expected = float(tuned.model.losses([theta.to(tuned.model.device)], [batch]))
     found = tuned.model.saved_loss(folder, batch)
     if math.isfinite(expected) and not losses_agree(torch.tensor(found), torch.tensor(expected), tuned.dtype):
         raise CheckError(
-            f"{folder}: the adapter was saved, but PEFT loads it with a loss of {found:.6f} on {batch.num_examples} "
-            f"examples where the run's is {expected:.6f}"
+            f"{folder}: the {tuned.model.folder} was saved, but {tuned.model.loader} loads it with a loss of "
+            f"{found:.6f} on {batch.num_examples} examples where the run's is {expected:.6f}"
         )
     return Checked(found, batch.num_examples)
 

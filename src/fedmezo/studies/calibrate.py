@@ -26,6 +26,7 @@ from fedmezo.errors import ConfigError, TrainingError
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.rates import FROZEN
 from fedmezo.federation.round import ServerState, close_round_, initial_state, plan_round
+from fedmezo.models.language_model import LanguageModel
 from fedmezo.records import Batch
 from fedmezo.results.console import work_progress
 from fedmezo.results.plots import png
@@ -33,7 +34,7 @@ from fedmezo.results.plots_theory import draw_calibration
 from fedmezo.runs import assemble
 from fedmezo.runs.assemble import Holdings, TunedModel
 from fedmezo.runs.directory import new_run_directory, write_numbers, write_text
-from fedmezo.runs.evaluate import Evaluable, evaluate
+from fedmezo.runs.evaluate import evaluate
 from fedmezo.zo.calibration import (
     Burst,
     GradientError,
@@ -45,7 +46,7 @@ from fedmezo.zo.calibration import (
     split_errors,
     step_moments,
 )
-from fedmezo.zo.noise import MAX_ROUNDS, MAX_SEED, SERVER, Noise, Purpose, Stream, permutation
+from fedmezo.zo.noise import MAX_ROUNDS, MAX_SEED, SERVER, Purpose, Stream, permutation
 from fedmezo.zo.replay import perturb
 from fedmezo.zo.signal import DIRECTIONS, LARGEST_NOISE, STEP_RATIO, Signal, measure_signal
 
@@ -105,7 +106,7 @@ class Bench:
     theta: Tensor  # (d,) where the run starts
 
     @property
-    def model(self) -> Evaluable:
+    def model(self) -> LanguageModel:
         """What is tuned."""
         return self.tuned.model
 
@@ -163,7 +164,7 @@ def set_up(config: Config, console: Console) -> Bench:
     tuned = assemble.load_model(config)
     holdings = assemble.load_holdings(config, tuned.tokenizer, console)
     restored = config.federate.restore_from
-    theta = tuned.model.read_adapter(Path(restored)) if restored else tuned.theta
+    theta = tuned.model.read(Path(restored)) if restored else tuned.theta
     train = config.train.model_copy(update={"train_strategy": FROZEN})
     other = config.model_copy(update={"seed": config.seed ^ MAX_SEED, "train": train})
     return Bench(
@@ -203,7 +204,7 @@ def measure(bench: Bench, console: Console, budget: int) -> Calibration:
 def measure_errors(bench: Bench, progress: Callable[[int, int | None], None]) -> list[GradientError]:
     """The error of g at eps that double from 1e-4 on, until a loss is no longer finite."""
     batches = [batch for pair in zip(*_first_batches(bench), strict=False) for batch in pair]
-    seed, noise = bench.config.seed, Noise(bench.config.train.zo.noise)
+    seed, noise = bench.config.seed, assemble.make_noise(bench.config, bench.tuned.model)
     signals: list[Signal] = []
     for index in range(EPS_TRIED):
         eps = SMALLEST_EPS * STEP_RATIO**index
@@ -221,10 +222,11 @@ def measure_moments(bench: Bench, eps: float, progress: Callable[[int, int | Non
     """What one step does to the loss on average, from single losses of some examples along some directions."""
     rows = np.concatenate(bench.examples(MOMENT_EXAMPLES))
     batch = bench.holdings.dataset.batch(rows, bench.model.device)
+    noise = assemble.make_noise(bench.config, bench.tuned.model)
     plus, minus = [], []
     for index in range(MOMENT_DIRECTIONS):
         stream = Stream(bench.config.seed, Purpose.DIRECTION, MAX_ROUNDS - 1, SERVER, index)
-        [z] = Noise(bench.config.train.zo.noise).directions([stream], 0, len(bench.theta), bench.theta.device)
+        [z] = noise.directions([stream], 0, len(bench.theta), bench.theta.device)
         plus.append(_losses(bench, perturb(bench.theta, z, eps), batch))
         minus.append(_losses(bench, perturb(bench.theta, z, -eps), batch))
         progress(index + 1, MOMENT_DIRECTIONS)

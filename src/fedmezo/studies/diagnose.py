@@ -21,8 +21,8 @@ from fedmezo.atomic import replacing
 from fedmezo.config import Config, load_config
 from fedmezo.data.shard import Shard
 from fedmezo.errors import RunError
-from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.label_loss import PlainPath
+from fedmezo.models.language_model import LanguageModel
 from fedmezo.records import Batch
 from fedmezo.results.console import work_progress
 from fedmezo.results.plots import png
@@ -116,11 +116,11 @@ def set_up(folder: Path, config: Config, console: Console) -> tuple[Bench, list[
     tuned = assemble.load_model(config)
     holdings = assemble.load_holdings(config, tuned.tokenizer, console)
     restored = config.federate.restore_from
-    initial = tuned.model.read_adapter(Path(restored)).cpu() if restored else tuned.theta
+    initial = tuned.model.read(Path(restored)).cpu() if restored else tuned.theta
     states = [(0, initial)]
     journal = read_journal(folder / JOURNAL_FILE)
     if journal.next_round:
-        state = restore(folder, journal, assemble.make_federation(config, tuned.model), initial)
+        state = restore(folder, journal, assemble.make_federation(config, tuned.model), initial.clone())
         states.append((state.round, state.theta))
     on_device = [(index, theta.to(tuned.model.device)) for index, theta in states]
     return make_bench(config, tuned, holdings), on_device
@@ -148,9 +148,9 @@ def make_bench(config: Config, tuned: TunedModel, holdings: Holdings) -> Bench:
     )
 
 
-def gradient_of(model: CausalLM) -> Callable[[Tensor, Batch], Tensor]:
+def gradient_of(model: LanguageModel) -> Callable[[Tensor, Batch], Tensor]:
     """The gradient (d,) of the mean loss over a batch's label tokens at theta (d,), dropout off."""
-    path = PlainPath(model.peft)
+    path = PlainPath(model.network)
 
     def gradient(theta: Tensor, batch: Batch) -> Tensor:
         model.load(theta)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +19,14 @@ from fedmezo.config import Config, load_config
 from fedmezo.data.prompt import ALPACA, Format, Prompts, prompts_for
 from fedmezo.errors import ModelError, RunError
 from fedmezo.federation.aggregate import SCALARS
-from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.fitness import require_causal
 from fedmezo.models.hardware import choose_device, choose_dtype
 from fedmezo.models.label_loss import LossPath, choose_path
+from fedmezo.models.language_model import LanguageModel
 from fedmezo.models.loading import load_base
 from fedmezo.models.vocabulary import settle_special_tokens
 from fedmezo.runs import assemble
-from fedmezo.runs.directory import ADAPTER_FOLDER, CONFIG_FILE
+from fedmezo.runs.directory import ADAPTER_FOLDER, CONFIG_FILE, MODEL_FOLDER
 from fedmezo.runs.journal import JOURNAL_FILE, Journal, read_journal
 from fedmezo.runs.replay import initial_theta, rebuild_
 from fedmezo.runs.snapshots import load_snapshot, snapshot_rounds, snapshots_of
@@ -51,6 +51,7 @@ class Subject:
     run: Path | None  # the run's folder, if it is one
     config: Config | None  # the run's
     notices: tuple[str, ...] = ()
+    base: Callable[[], PreTrainedModel] | None = None  # loads what it was before, where all of it was trained
     prompts: Prompts = ALPACA  # how the model is asked
 
     @property
@@ -60,8 +61,8 @@ class Subject:
 
     @property
     def is_tuned(self) -> bool:
-        """Whether there is an adapter."""
-        return isinstance(self.model, PeftModel)
+        """Whether there is an adapter, or another model that this one was before."""
+        return isinstance(self.model, PeftModel) or self.base is not None
 
     @contextmanager
     def untuned(self) -> Iterator[None]:
@@ -69,8 +70,21 @@ class Subject:
         if isinstance(self.model, PeftModel):
             with self.model.disable_adapter():
                 yield
+        elif self.base is not None:
+            before = self.base()
+            _exchange(self.model, before)
+            try:
+                yield
+            finally:
+                _exchange(self.model, before)
         else:
             yield
+
+
+def _exchange(model: PreTrainedModel, other: PreTrainedModel) -> None:
+    """Let two models of one kind take each other's weights."""
+    for own, its in zip(model.parameters(), other.parameters(), strict=True):
+        own.data, its.data = its.data, own.data
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,24 +134,48 @@ def _load_run(folder: Path, hardware: Hardware, round_index: int | None) -> Subj
     config = _moved(load_config(folder / CONFIG_FILE).config, hardware)
     if round_index is not None:
         return _load_round(folder, config, round_index)
-    if not (folder / ADAPTER_FOLDER / ADAPTER_CONFIG).is_file():
+    result = folder / (ADAPTER_FOLDER if config.llm.adapter.use else MODEL_FOLDER)
+    if not (result / (ADAPTER_CONFIG if config.llm.adapter.use else "config.json")).is_file():
         raise RunError(f"{folder}: the run is not finished. Finish it with: fedmezo resume {folder}{_or_round(folder)}")
+    if not config.llm.adapter.use:
+        return _load_whole(folder.name, folder, config, result)
     base, tokenizer, notices = _base(config)
-    model = _with_adapter(base, folder / ADAPTER_FOLDER)
+    model = _with_adapter(base, result)
     losses, more = _path(model, base)
     return Subject(folder.name, model, tokenizer, losses, config.llm.tok_len, folder, config, (*notices, *more))
+
+
+def _load_whole(name: str, folder: Path, config: Config, result: Path) -> Subject:
+    """A run's model, all of whose parameters may have been trained."""
+    tuned = config.model_copy(update={"model": config.model.model_copy(update={"type": str(result)})})
+    model, tokenizer, notices = _base(tuned)
+    losses, more = _path(model, model)
+    return Subject(
+        name, model, tokenizer, losses, config.llm.tok_len, folder, config, (*notices, *more), lambda: _base(config)[0]
+    )
 
 
 def _load_round(folder: Path, config: Config, round_index: int) -> Subject:
     journal = read_journal(folder / JOURNAL_FILE)
     tuned = assemble.load_model(config)
-    tuned.model.load(_theta_after(round_index, folder, journal, tuned.model))
-    losses, _ = choose_path(tuned.model.peft, tuned.model.base)
+    tuned.model.show(_theta_after(round_index, folder, journal, tuned.model))
+    network = tuned.model.network
+    losses, _ = choose_path(network, tuned.model.base)
     name = f"{folder.name}, round {round_index}"
-    return Subject(name, tuned.model.peft, tuned.tokenizer, losses, config.llm.tok_len, folder, config, tuned.notices)
+    return Subject(
+        name,
+        network,
+        tuned.tokenizer,
+        losses,
+        config.llm.tok_len,
+        folder,
+        config,
+        tuned.notices,
+        None if config.llm.adapter.use else lambda: _base(config)[0],
+    )
 
 
-def _theta_after(round_index: int, folder: Path, journal: Journal, model: CausalLM) -> Tensor:
+def _theta_after(round_index: int, folder: Path, journal: Journal, model: LanguageModel) -> Tensor:
     """Theta (d,) after so many rounds: a snapshot, or what the journal's scalars make of the initial one."""
     if round_index > journal.next_round:
         raise RunError(f"{folder}: --round {round_index}, but the run has {journal.next_round} rounds")
