@@ -5,6 +5,7 @@ Running an answer means running code that a model wrote: see `sandbox` for what 
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fedmezo.data.rows import Layout
 from fedmezo.models.generate import Decoding, OnItems, complete
 from fedmezo.records import Example
 from fedmezo.tasks.outcome import Outcome, judged
-from fedmezo.tasks.sandbox import Limits, require_sandbox, run_program
+from fedmezo.tasks.sandbox import Limits, Program, require_sandbox, run_program
 from fedmezo.tasks.subject import Subject
 
 FILE = "HumanEval.jsonl.gz"
@@ -40,9 +41,25 @@ def load_problems(root: Path, on_progress: OnProgress) -> list[Example]:
     return read_examples(path, _LAYOUT)
 
 
-def program(problem: Example, completion: str) -> str:
-    """The completed function with its tests and the call that runs them."""
-    return f"{problem.instruction}{completion}\n{problem.output}\ncheck({problem.input})\n"
+def program(problem: Example, completion: str) -> Program:
+    """The completed function, and its tests with the call that runs them."""
+    return Program(
+        answer=f"{problem.instruction}{completion}\n",
+        tests=f"{problem.output}\ncheck({problem.input})\n",
+        entry_point=problem.input,
+        helpers=_helpers(problem.instruction),
+    )
+
+
+def _helpers(prompt: str) -> str:
+    """The prompt as a program of its own, whose last function does nothing: tests call the functions before it."""
+    for text in (prompt, f"{prompt}    pass\n"):
+        try:
+            ast.parse(text)
+        except SyntaxError:
+            continue
+        return text
+    return ""
 
 
 def human_eval(
