@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 _PACKAGE = Path(__file__).parents[1]
 _SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache")
+_PLACE = "/answer"
+"""In a cage, the folder that can be written."""
 _NOBODY = "65534"
 _WITHOUT_RIGHTS = ("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all")
 # A new root in memory: what is needed is bound into it and cannot be written, and its one open folder is empty.
@@ -51,10 +53,10 @@ while [ "$1" != -- ]; do
   shift
 done
 shift
-mkdir -p tmp
-mount -t tmpfs -o mode=1777,size=16m cage tmp
-mount -o remount,ro .
-chroot . /usr/bin/env --chdir=/tmp "$@"
+mkdir -p answer
+mount -t tmpfs -o mode=1777,size=16m cage answer
+mount -o remount,bind,ro .
+chroot . /usr/bin/env --chdir=/answer "$@"
 """
 
 
@@ -175,18 +177,25 @@ def _cages() -> Sequence[Cage]:
 
 
 def _bubblewrap(_folder: str) -> list[str]:
-    words = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    words = [
+        shutil.which("bwrap") or "bwrap",
+        "--unshare-all",
+        "--die-with-parent",
+        "--new-session",
+        "--cap-drop",
+        "ALL",
+    ]
     words += ["--uid", _NOBODY, "--gid", _NOBODY]
     for path in _visible():
         words += ["--ro-bind", path, path]
-    return [*words, "--tmpfs", "/tmp", "--chdir", "/tmp", "--"]
+    return [*words, "--tmpfs", _PLACE, "--chdir", _PLACE, "--"]
 
 
 def _unshare(folder: str) -> list[str]:
     root = os.geteuid() == 0
     user = ["--reuid", _NOBODY, "--regid", _NOBODY, "--clear-groups"] if root else []
     apart = ["--net", "--ipc", "--uts", "--mount", "--pid", "--fork", "--kill-child=KILL"]
-    words = ["unshare", *([] if root else ["--user", "--map-root-user"]), *apart, "--"]
+    words = [shutil.which("unshare") or "unshare", *([] if root else ["--user", "--map-root-user"]), *apart, "--"]
     words += ["sh", "-c", _NEW_ROOT, "cage", folder, *_visible(), "--"]
     return [*words, "setpriv", *user, *_WITHOUT_RIGHTS, "--"]
 
@@ -216,7 +225,7 @@ def _start(
     start = f"import sys; sys.path.append({str(_PACKAGE.parent)!r}); import fedmezo.tasks.caged.{role} as r; r.main()"
     words = [*cage.words(folder), os.path.realpath(sys.executable), "-I", "-S", "-B", "-c", start]
     words += [str(limits.seconds), str(limits.memory_bytes), str(limits.file_bytes)]
-    place = folder if cage.lacking else "/tmp"
+    place = folder if cage.lacking else _PLACE
     is_answer = role == "answer"
     process = subprocess.Popen(
         words if is_answer else [*words, *map(str, channel)],

@@ -5,6 +5,7 @@ import importlib
 import os
 import resource
 import sys
+from contextlib import suppress
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 4, 38
@@ -23,9 +24,10 @@ def confine(seconds: float, memory_bytes: int, file_bytes: int) -> None:
     sys.set_int_max_str_digits(0)
     alone = _leave(CLONE_NEWNET)  # root may
     if os.geteuid() == 0:
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        with suppress(PermissionError):  # root by name alone, in a cage that took its rights
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
     if not alone:
         _leave(CLONE_NEWUSER | CLONE_NEWNET)  # anybody may, on most systems
     libc = ctypes.CDLL(None)
