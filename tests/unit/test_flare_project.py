@@ -13,8 +13,7 @@ from fedmezo.cli import main
 from fedmezo.config import load_config
 from fedmezo.errors import ConfigError
 from fedmezo.machines.flare.project import KIT_FILE, Kit, read_kit, read_project
-from fedmezo.machines.settings import shared_settings, site_config
-from fedmezo.machines.worker import WorkerOptions
+from fedmezo.machines.settings import WorkerOptions, shared_settings, site_config
 
 PROJECT = "server: fl.example.org\nport: 8443\nsites: [north, south]\n"
 

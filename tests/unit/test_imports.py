@@ -1,6 +1,7 @@
 """Dependencies point one way, and the algorithm knows nothing of files, network or libraries for models."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,7 @@ def imports_of(path: Path) -> set[str]:
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            module = node.module or ""
-            names.update([module] if module != "fedmezo" else [f"fedmezo.{alias.name}" for alias in node.names])
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
     return names
 
 
@@ -59,3 +59,22 @@ def test_imports_point_down(path: Path) -> None:
 @pytest.mark.parametrize("path", [p for p in SOURCES if part_of(p) in FORBIDDEN], ids=lambda path: path.name)
 def test_the_algorithm_stays_pure(path: Path) -> None:
     assert not {name.split(".")[0] for name in imports_of(path)} & LIBRARIES
+
+
+def module_of(path: Path) -> str:
+    return ".".join(["fedmezo", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Wherever the import stands: at the top, in a function, or for the type checker alone."""
+    modules = {module_of(path): path for path in PACKAGE.rglob("*.py")}
+
+    def imported(name: str) -> str:
+        return name if name in modules else name.rpartition(".")[0]  # else a name inside a module
+
+    graph = {module: {imported(name) for name in imports_of(path)} & modules.keys() for module, path in modules.items()}
+    assert graph["fedmezo.machines.worker"] >= {"fedmezo.machines.settings", "fedmezo.machines.site"}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))

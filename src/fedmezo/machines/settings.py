@@ -5,8 +5,11 @@ Nothing else leaves the server: no paths, no names, no accounts. A site puts its
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -15,9 +18,6 @@ from fedmezo.config.markup import shorten
 from fedmezo.config.schema import Config
 from fedmezo.config.strict import first_fault
 from fedmezo.errors import ConfigError
-
-if TYPE_CHECKING:
-    from fedmezo.machines.worker import WorkerOptions
 
 SHARED: dict[str, Any] = {
     "seed": True,
@@ -31,6 +31,22 @@ SHARED: dict[str, Any] = {
     "trainer": True,
 }
 """The keys that are sent; `model.dtype` goes with them, as the server resolved it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What the site's owner decides; nothing of it comes from the server."""
+
+    socket: str  # where to listen
+    data: str  # file of examples
+    model: str  # base model: a folder, a hub name or `bundled`
+    use_gpu: bool = False
+    device: int = -1
+    cache: str = ""  # where models from the hub are kept
+
+    def command(self) -> list[str]:
+        """The words that start such a worker."""
+        return [sys.executable, "-m", "fedmezo.machines.worker", json.dumps(asdict(self))]
 
 
 def shared_settings(config: Config, dtype: str) -> dict[str, Any]:

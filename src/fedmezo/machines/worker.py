@@ -1,7 +1,7 @@
 """The model worker: the process on a site that holds the model and the data, and answers over a local socket.
 
 It lives as long as the site takes part, through all rounds and through every restart of the network engine, so that
-the model is loaded once. It is started with its settings as one JSON argument; see `WorkerOptions`.
+the model is loaded once. It is started with `WorkerOptions` as one JSON argument.
 
 For each connection there is one message and one answer; an empty one is a greeting. While it works it says so twice a
 second: whoever asked can tell a long round from a process that hangs.
@@ -16,7 +16,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING
 from fedmezo.errors import FedMeZOError
 from fedmezo.machines.frames import listen, receive_frame, send_frame
 from fedmezo.machines.orphans import exit_with_parent
+from fedmezo.machines.settings import WorkerOptions, site_config
 from fedmezo.plain import one_line
 
 if TYPE_CHECKING:
@@ -34,23 +34,6 @@ logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_SIGNS = 0.5
 _SECONDS_TO_RECEIVE = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerOptions:
-    """What the site's owner decides; nothing of it comes from the server."""
-
-    socket: str  # where to listen
-    data: str  # file of examples
-    model: str  # base model: a folder, a hub name or `bundled`
-    use_gpu: bool = False
-    device: int = -1
-    cache: str = ""  # where models from the hub are kept
-    keep_tokens: bool = True  # in the user's cache, so that the next run need not make them again
-
-    def command(self) -> list[str]:
-        """The words that start such a worker."""
-        return [sys.executable, "-m", "fedmezo.machines.worker", json.dumps(asdict(self))]
 
 
 def main() -> None:
@@ -121,7 +104,6 @@ def load(options: WorkerOptions, setup: Setup) -> Loaded:
     from fedmezo.data.parse import read_examples
     from fedmezo.data.rows import Layout
     from fedmezo.data.shard import Shard
-    from fedmezo.machines.settings import site_config
     from fedmezo.machines.site import Loaded
     from fedmezo.runs import assemble
 

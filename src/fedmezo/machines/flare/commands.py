@@ -81,7 +81,7 @@ def _site(options: argparse.Namespace) -> int:
     require_flare()
     from fedmezo.machines.flare.site import run_site
     from fedmezo.machines.orphans import exit_with_parent
-    from fedmezo.machines.worker import WorkerOptions
+    from fedmezo.machines.settings import WorkerOptions
 
     if options.with_parent:
         exit_with_parent()

@@ -21,7 +21,7 @@ from fedmezo.machines.flare.exchange import WORKER_SOCKET
 from fedmezo.machines.flare.party import party_command
 from fedmezo.machines.flare.project import Kit
 from fedmezo.machines.processes import stop
-from fedmezo.machines.worker import WorkerOptions
+from fedmezo.machines.settings import WorkerOptions
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_BEFORE_RESTART = 2.0
