@@ -17,7 +17,8 @@ from typing import Any
 
 import psutil
 
-from tests.machines import SITES, WORKER, Machines, wait_until
+from tests.machines import SITES, WORKER, Machines
+from tests.waiting import wait_until
 
 ROUNDS = 200
 IDLE_SECONDS = 30.0
@@ -65,7 +66,7 @@ def rounds(machines: Machines, config: Path) -> None:
 def idle(machines: Machines, config: Path) -> None:
     """Processor time of a site's processes while the training loop is stopped."""
     server = machines.start("server", "serve", machines.server.folder, config)
-    wait_until(lambda: len(machines.journal("endless")) > 5, 120, "rounds")
+    wait_until(lambda: len(machines.journal("endless")) > 5, "rounds")
     psutil.Process(server.pid).suspend()
     time.sleep(2)
     family = [process for process in machines.processes(SITES[0])]

@@ -23,15 +23,14 @@ from tests.machines import (
     WORKER,
     Machines,
     clients_of,
-    wait_until,
 )
+from tests.waiting import PATIENCE, wait_until
 
 Action = Callable[[], object]
 
 VICTIM = 1
 NAME = SITES[VICTIM]
 ROUNDS = 100_000  # more than there is time for; it is stopped when everything has been tried
-PATIENCE_SECONDS = 240.0
 QUIET_SECONDS = 5.0
 
 
@@ -53,17 +52,17 @@ class Failures:
 
     def try_out(self, what: str, harm: Action, repair: Action, seconds: float) -> None:
         """Do harm, repair it after some seconds, and report."""
-        wait_until(self.together, PATIENCE_SECONDS, "all sites together")
+        wait_until(self.together, "all sites together")
         first = self.rounds()
         started = time.monotonic()
         harm()
-        wait_until(lambda: self.rounds() > first + 1, PATIENCE_SECONDS, f"{what}: the run goes on")
+        wait_until(lambda: self.rounds() > first + 1, f"{what}: the run goes on")
         stalled = time.monotonic() - started
         time.sleep(max(0.0, seconds - stalled))
         repaired = time.monotonic()
         repair()
         at = self.rounds()
-        wait_until(lambda: self.rounds() > at + 1 and self.together(), PATIENCE_SECONDS, f"{what}: together again")
+        wait_until(lambda: self.rounds() > at + 1 and self.together(), f"{what}: together again")
         back = time.monotonic() - repaired
         without = [line for line in self.machines.journal()[first:] if len(clients_of(line)) < len(SITES)]
         print(
@@ -85,10 +84,10 @@ def main() -> None:
         server = machines.start("server", "serve", machines.server.folder, config)
         for kit in machines.sites:
             machines.start_site(kit)
-        print(f"folder {folder}; first round after {wait_until(lambda: bool(machines.journal()), 120, 'start'):.1f} s")
+        print(f"folder {folder}; first round after {wait_until(lambda: bool(machines.journal()), 'start'):.1f} s")
         break_everything(machines, Failures(machines))
         machines.started["server"].send_signal(signal.SIGINT)
-        assert machines.started["server"].wait(60) == 130, server
+        assert machines.started["server"].wait(PATIENCE) == 130, server
         check(machines)
     finally:
         machines.close()

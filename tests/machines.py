@@ -12,8 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +24,12 @@ from fedmezo.machines.flare.kits import provision
 from fedmezo.machines.flare.local import free_port
 from fedmezo.machines.flare.project import Kit, Project
 from tests.runs import make_base, make_data, write_config
+from tests.waiting import PATIENCE
 
 SITES = ("north", "south", "west")
 
 WORKER = "fedmezo.machines.worker"
+READY = "the model worker is ready"
 _PR_SET_PDEATHSIG = 1
 
 FLARE_CLIENT = "client_train"
@@ -67,7 +68,7 @@ class Machines:
         """Write a configuration; keys of `changes` are in dots."""
         return write_config(self.root / f"{name}.yaml", self.base, self.root / "data", expname=name, **changes)
 
-    def run(self, *words: str | Path, seconds: float = 240) -> str:
+    def run(self, *words: str | Path, seconds: float = PATIENCE) -> str:
         """Run a command to its end and return what it printed; it must succeed."""
         done = subprocess.run(
             _command(words), capture_output=True, text=True, timeout=seconds, env=_environment(self.root)
@@ -129,7 +130,7 @@ class Machines:
                 process.kill()
         for name in self.started:
             self.started[name].wait()
-        psutil.wait_procs(family, timeout=10)
+        psutil.wait_procs(family, timeout=PATIENCE)
         for proxy in self.proxies.values():
             proxy.close()
 
@@ -137,15 +138,6 @@ class Machines:
 def clients_of(line: dict[str, Any]) -> list[int]:
     """Who contributed to a journal's round."""
     return [part["client"] for part in line["clients"]]
-
-
-def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> float:
-    """Wait for a condition; returns how long it took."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, f"{what}: not within {seconds} s"
-        time.sleep(0.1)
-    return time.monotonic() - started
 
 
 def _command(words: Sequence[str | Path]) -> list[str]:

@@ -147,15 +147,17 @@ def write_config(path: Path, base: Path, data: Path, **changes: Any) -> Path:
 
 @dataclass(frozen=True)
 class Death:
-    """When a process kills itself, as nobody else could time it.
+    """When a process sends itself a signal, as nobody else could time it.
 
     Args:
         at_write: just before it puts data on disk for the so-manieth time.
         after_rounds: when it has committed so many rounds.
+        by: the signal; all but SIGKILL let it go on to an end of its own.
     """
 
     at_write: int = 0
     after_rounds: int = 0
+    by: signal.Signals = signal.SIGKILL
     calls: list[str] = field(default_factory=list)
 
     def arm(self) -> None:
@@ -167,7 +169,7 @@ class Death:
         def call(*args: Any) -> Any:
             self.calls.append(function.__name__)
             if len(self.calls) == self.at_write:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.by)
             return function(*args)
 
         return call
@@ -176,7 +178,7 @@ class Death:
         def call(writer: JournalWriter, record: RoundRecord) -> None:
             append(writer, record)
             if record.round + 1 == self.after_rounds:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.by)
 
         return call
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.machines import SITES, WORKER, Machines, clients_of, wait_until
+from tests.machines import READY, SITES, WORKER, Machines, clients_of
+from tests.waiting import PATIENCE, wait_until
 
 pytest.importorskip("nvflare")
 
@@ -34,9 +35,9 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 def alone(machines: Machines) -> str:
     """What a server says that is interrupted once before any site is there."""
     server = machines.start("alone", "serve", machines.server.folder, machines.config("alone"))
-    wait_until(lambda: "begins when clients" in machines.output("alone"), 60, "the first round is due")
+    wait_until(lambda: "begins when clients" in machines.output("alone"), "the first round is due")
     server.send_signal(signal.SIGINT)
-    assert server.wait(60) == 130
+    assert server.wait(PATIENCE) == 130
     return machines.output("alone")
 
 
@@ -55,15 +56,22 @@ def test_the_server_shows_the_examples_it_knows_and_no_others(alone: str) -> Non
 
 @pytest.fixture(scope="module")
 def journal(machines: Machines) -> list[dict[str, Any]]:
-    """A run of three sites, one of whose model workers is killed after a few rounds."""
+    """A run of three sites, one of whose model workers is killed after a few rounds.
+
+    Between its death and its return, the server holds still, so that a slow start costs no rounds.
+    """
     config = machines.config("killed", **_changes())
     machines.run("partition", config, "--out", machines.root / "shares")
     server = machines.start("server", "serve", machines.server.folder, config)
     for kit in machines.sites:
         machines.start_site(kit)
-    wait_until(lambda: len(machines.journal("killed")) >= 3, 150, "the first rounds")
+    wait_until(lambda: len(machines.journal("killed")) >= 3, "the first rounds")
     machines.signal(SITES[VICTIM], signal.SIGKILL, WORKER)
-    assert server.wait(150) == 0, machines.output("server")
+    wait_until(lambda: VICTIM not in clients_of(machines.journal("killed")[-1]), "a round without the killed worker")
+    server.send_signal(signal.SIGSTOP)
+    wait_until(lambda: machines.output(SITES[VICTIM]).count(READY) == 2, "the worker's return")
+    server.send_signal(signal.SIGCONT)
+    assert server.wait(PATIENCE) == 0, machines.output("server")
     return machines.journal("killed")
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from fedmezo.cli import _parser
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 SHORT = ("federate.total_round_num=2", "train.local_update_steps=2", "data.subsample=0.05")
@@ -31,7 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copy(path, source)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
 
@@ -53,7 +54,9 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(command: Path | str, *words: str, folder: Path) -> str:
     """What a command of the installed wheel prints, away from the repository."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    done = subprocess.run([command, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [command, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 SHORT = {
     "run": "federate.total_round_num=2 train.local_update_steps=2 eval.freq=1 data.subsample=0.05 "
@@ -48,7 +50,7 @@ def test_every_command_of_the_common_tasks(workplace: Path) -> None:
         words = shlex.split(line)
         assert words[0] == "fedmezo"
         command = [sys.executable, "-m", *words, *shlex.split(SHORT.get(words[1], ""))]
-        done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     adapters = [
         workplace / place / "adapter_model.safetensors" for place in ("runs/first/adapter", "replayed", "imported")
@@ -60,4 +62,4 @@ def test_the_python_block(workplace: Path) -> None:
     if not (workplace / "runs" / "first" / "adapter").exists():
         pytest.fail("the commands before it did not make runs/first")
     (block,) = blocks("python")
-    subprocess.run([sys.executable, "-c", block], cwd=workplace, check=True, env=os.environ, timeout=300)
+    subprocess.run([sys.executable, "-c", block], cwd=workplace, check=True, env=os.environ, timeout=PATIENCE)

@@ -16,6 +16,7 @@ import safetensors.torch
 import yaml
 
 from tests.runs import ADAPTER_FILES, CASES, Death, Runs, differences, kill_after, output_of
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +65,9 @@ def contents(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 
-def wait_for_rounds(run: Path, count: int) -> None:
+def has_begun(run: Path) -> bool:
     journal = run / "journal.jsonl"
-    while not journal.exists() or journal.read_bytes().count(b"\n") <= count:
-        time.sleep(0.01)
+    return journal.exists() and journal.read_bytes().count(b"\n") > 0
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -78,15 +78,13 @@ def test_killed_at_random_moments(runs: Runs, case: str) -> None:
     rng = random.Random(case)
     run = runs.root / "runs" / f"{case} killed"
     started = time.monotonic()
-    process = runs.start("run", runs.config(expname=run.name, **CASES[case]))
-    wait_for_rounds(run, 0)
-    to_first_round = time.monotonic() - started
-    kills = int(kill_after(process, rng.uniform(0, 0.5)))
-    for _ in range(2):
-        kills += kill_after(runs.start("resume", run), to_first_round + rng.uniform(0, 0.5))
+    config = runs.config(expname=run.name, **CASES[case])
+    assert runs.finish("run", config, dies=Death(after_rounds=rng.randint(1, 2)))[0] == -signal.SIGKILL
+    to_second_round = time.monotonic() - started
+    for _ in range(2):  # they may be through before
+        kill_after(runs.start("resume", run), to_second_round + rng.uniform(-0.3, 0.3))
     resume_to_the_end(runs, run)
     assert differences(run, undisturbed) == []
-    assert kills > 0
 
 
 @pytest.mark.parametrize("number", [3, 5, 8, 11, 13, 14, 15, 18, 24, 29, 34, 40])
@@ -106,14 +104,11 @@ def interrupt(process: ForkServerProcess, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_finishes_the_round_and_says_how_to_go_on(runs: Runs, undisturbed: Path, number: int) -> None:
+def test_ctrl_c_finishes_the_round_and_says_how_to_go_on(runs: Runs, undisturbed: Path, number: signal.Signals) -> None:
     run = runs.root / "runs" / f"signal {number}"
-    process = runs.start("run", runs.config(expname=run.name, **CASES["scalars"]))
-    wait_for_rounds(run, 1)
-    interrupt(process, number)
-    process.join()
-    output = output_of(runs.root, process)
-    assert process.exitcode == 130, output
+    config = runs.config(expname=run.name, **CASES["scalars"])
+    code, output = runs.finish("run", config, dies=Death(after_rounds=2, by=number))
+    assert code == 130, output
     assert f"to go on: fedmezo resume {run}" in output
     assert "Traceback" not in output
     resume_to_the_end(runs, run)
@@ -121,15 +116,14 @@ def test_ctrl_c_finishes_the_round_and_says_how_to_go_on(runs: Runs, undisturbed
 
 
 def test_ctrl_c_twice_drops_the_round(runs: Runs) -> None:
-    long = {**CASES["scalars"], "train.local_update_steps": 400}
+    endless = {**CASES["scalars"], "train.local_update_steps": 20_000}
     run = runs.root / "runs" / "twice"
-    process = runs.start("run", runs.config(expname=run.name, **long))
-    wait_for_rounds(run, 0)
-    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
-        time.sleep(0.01)
-    for _ in range(2):
-        time.sleep(0.2)
-        interrupt(process, signal.SIGINT)
+    process = runs.start("run", runs.config(expname=run.name, **endless))
+    measured = run / "metrics.jsonl"
+    wait_until(lambda: measured.exists() and measured.stat().st_size > 0, "the first evaluation")
+    interrupt(process, signal.SIGINT)
+    wait_until(lambda: "once more (SIGINT) to drop it" in output_of(runs.root, process), "the notice")
+    interrupt(process, signal.SIGINT)
     process.join()
     output = output_of(runs.root, process)
     assert process.exitcode == 130, output
@@ -161,8 +155,10 @@ def test_no_run_there(runs: Runs, tmp_path: Path) -> None:
 def test_two_processes(runs: Runs) -> None:
     run = runs.root / "runs" / "busy"
     process = runs.start("run", runs.config(expname=run.name, **CASES["scalars"]))
-    wait_for_rounds(run, 0)
+    wait_until(lambda: has_begun(run), "the journal")
+    interrupt(process, signal.SIGSTOP)  # else it might be through by then
     code, output = runs.finish("resume", run)
+    interrupt(process, signal.SIGCONT)
     process.join()
     assert process.exitcode == 0
     assert code == 2

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from fedmezo.campaign.runs import is_finished
 from tests.runs import Runs, differences, output_of
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(runs: Runs) -> None:
     command = ("sweep", str(runs.config(expname="long", **changes)), "train.zo.eps=0.01,0.02",
                "--out", str(out))  # fmt: skip
     process = runs.start(*command)
-    while not list(out.glob("runs/*/journal.jsonl")):
-        time.sleep(0.05)
+    wait_until(lambda: bool(list(out.glob("runs/*/journal.jsonl"))), "the first run")
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     process.join()

@@ -35,6 +35,7 @@ from fedmezo.records import RoundRecord
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.noise import Noise
 from tests.toy import SIZE, Quadratic, ToyData, toy_segments, two_point
+from tests.waiting import PATIENCE
 
 pytest.importorskip("nvflare")
 
@@ -86,7 +87,7 @@ class Worker:
             while True:
                 connection, _ = listener.accept()
                 with connection:
-                    connection.settimeout(5.0)
+                    connection.settimeout(PATIENCE)
                     serve_one(self._site, connection)
 
     def kill(self) -> None:
