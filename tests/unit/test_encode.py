@@ -190,7 +190,7 @@ def test_batch_pads_on_the_right() -> None:
 
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = encode_examples(EXAMPLES, byte_level(), LONG)
-    monkeypatch.setattr(encode, "_CHUNK", 2)
+    monkeypatch.setattr(encode, "_CHUNK_TEXTS", 2)
     same_data(whole, encode_examples(EXAMPLES, byte_level(), LONG))
 
 

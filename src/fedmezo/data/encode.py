@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedmezo.data.beginning import Beginnings
 from fedmezo.data.cache import Arrays, load_arrays, save_arrays
 from fedmezo.data.prompt import ALPACA, Prompts, Text
 from fedmezo.errors import DataError, ModelError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 FORMAT_VERSION = 2  # to be raised whenever the same texts give other arrays
-_CHUNK = 1000  # examples tokenised in one call: enough to use every thread, little enough to hold
+_CHUNK_TEXTS, _CHUNK_CHARACTERS = 1000, 1 << 21  # tokenised in one call: work for every thread, yet little to hold
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,8 +129,9 @@ def _content_hash(texts: Sequence[Text], tokenizer: PreTrainedTokenizerFast, tok
     backend.no_truncation()  # both are off while we tokenise; left on by someone else, they would change the hash
     backend.no_padding()
     settings = [FORMAT_VERSION, tok_len, tokenizer.eos_token_id]
-    told = [[text.content, text.counted, text.opened, text.ended] for text in texts]
-    content = hashlib.sha256(json.dumps([settings, told]).encode())
+    content = hashlib.sha256(json.dumps(settings).encode())
+    for text in texts:
+        content.update(json.dumps([text.content, text.counted, text.opened, text.ended]).encode())
     content.update(backend.to_str().encode())
     return content.hexdigest()[:32]
 
@@ -137,8 +139,10 @@ def _content_hash(texts: Sequence[Text], tokenizer: PreTrainedTokenizerFast, tok
 def _encode(texts: Sequence[Text], tokenizer: PreTrainedTokenizerFast, tok_len: int) -> Arrays:
     tokens: list[NDArray[np.int32]] = []
     counted: list[NDArray[np.bool_]] = []
-    for start in range(0, len(texts), _CHUNK):
-        for ids, counts in _tokenise(texts[start : start + _CHUNK], tokenizer):
+    beginnings = Beginnings(tokenizer, tok_len)
+    shortened = (replace(text, content=beginnings.of(text.content, opened=text.opened)) for text in texts)
+    for chunk in _chunks(shortened):
+        for ids, counts in _tokenise(chunk, tokenizer):
             tokens.append(np.array(ids[:tok_len], dtype=np.int32))
             counted.append(counts[:tok_len])
     kept = [index for index, counts in enumerate(counted) if counts[1:].any()]  # nothing foretells the first token
@@ -155,6 +159,20 @@ def _encode(texts: Sequence[Text], tokenizer: PreTrainedTokenizerFast, tok_len: 
         "kept": np.array(kept, dtype=np.int64),
         "skipped": np.concatenate([np.empty(0, np.int64), *skipped]),
     }
+
+
+def _chunks(texts: Iterable[Text]) -> Iterator[list[Text]]:
+    """Texts that are tokenised together."""
+    chunk: list[Text] = []
+    size = 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text.content)
+        if len(chunk) == _CHUNK_TEXTS or size >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _tokenise(
