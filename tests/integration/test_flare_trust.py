@@ -70,8 +70,8 @@ class Cluster:
         """What a process has said."""
         return (self.root / f"{name}.txt").read_text()
 
-    def outcome(self, job: Path) -> str:
-        """Submit a job, and tell how it ended."""
+    def outcome(self, job: Path, reason: str = "") -> str:
+        """Submit a job, and tell how it ended; the reason may be known a moment after the end."""
         assert self.session is not None
         number = self.session.submit_job(str(job))
         status = ""
@@ -81,7 +81,7 @@ class Cluster:
             assert self.session is not None
             meta = self.session.get_job_meta(number)
             status = f"{meta['status']} {meta.get('job_deploy_detail', '')}"
-            return status.startswith("FINISHED")
+            return status.startswith("FINISHED") and reason in status
 
         wait_until(ended, "the job's end")
         return status
@@ -134,7 +134,7 @@ def test_a_job_without_a_signature_is_refused(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_transfer, "sign_folders", lambda *_: None)
-    assert "unsigned job rejected" in cluster.outcome(write_job(tmp_path / "job"))
+    assert "FAILED_TO_RUN" in cluster.outcome(write_job(tmp_path / "job"), "unsigned job rejected")
 
 
 def test_a_job_that_was_changed_after_it_was_signed_is_refused(

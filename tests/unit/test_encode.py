@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from fedmezo.data import encode
 from fedmezo.data.encode import EncodedDataset, encode_examples
-from fedmezo.data.prompt import Text, prompt_of
+from fedmezo.data.prompt import prompt_of
+from fedmezo.data.text import Text
 from fedmezo.errors import DataError, ModelError
 from fedmezo.records import IGNORE_LABEL, Example
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from fedmezo.data.prompt import Text
+from fedmezo.data.text import Text
 from fedmezo.errors import DataError
 from fedmezo.records import Turn
 

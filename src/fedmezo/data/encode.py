@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from fedmezo.data.beginning import Beginnings
 from fedmezo.data.cache import Arrays, load_arrays, save_arrays
-from fedmezo.data.prompt import ALPACA, Prompts, Text
+from fedmezo.data.prompt import ALPACA, Prompts
+from fedmezo.data.text import Text
 from fedmezo.errors import DataError, ModelError
 from fedmezo.records import IGNORE_LABEL, Batch, Example
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from fedmezo.data.text import Text
 from fedmezo.errors import ModelError
 from fedmezo.records import Example, Turn
 
@@ -36,16 +37,6 @@ _WITH_INPUT = (
     "### Input:\n{input}\n\n"
     "### Response:"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A text for a model, and which of it the loss counts."""
-
-    content: str
-    counted: tuple[tuple[int, int], ...] = ()  # ranges of characters, in their order
-    opened: bool = False  # whether the tokens that the tokenizer puts before a text stand in it already
-    ended: bool = True  # whether the end-of-sequence token follows, which is then counted
 
 
 @dataclass(frozen=True, slots=True)

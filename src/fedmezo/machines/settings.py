@@ -43,6 +43,7 @@ class WorkerOptions:
     use_gpu: bool = False
     device: int = -1
     cache: str = ""  # where models from the hub are kept
+    keep_tokens: bool = True  # in the user's cache, so that the next run need not make them again
 
     def command(self) -> list[str]:
         """The words that start such a worker."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from fedmezo.data.encode import pad_id
-from fedmezo.data.prompt import Text
+from fedmezo.data.text import Text
 from fedmezo.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
