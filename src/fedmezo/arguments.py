@@ -36,6 +36,23 @@ def add_command(
     return parser
 
 
+def add_places(parser: argparse.ArgumentParser, *, data: str = "folder of the run's data files") -> None:
+    """What may not be where a run had it; `data` says what its folder is for."""
+    parser.add_argument("--model", metavar="BASE", help="the base model, if it is not where the run had it")
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help=data)
+
+
+NO_DATA = "accepted as by other commands; no data is read"
+"""Of commands that need a run's model alone."""
+
+
+def add_own_code(parser: argparse.ArgumentParser) -> None:
+    """The consent that a run's configuration gives with `model.trust_remote_code`."""
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that the model brings along, with your rights"
+    )
+
+
 def count(text: str) -> int:
     """The type of an argument that is a whole number of at least 1."""
     number = int(text)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedmezo import __version__
-from fedmezo.arguments import Command, Commands, add_command, path_and_keys
+from fedmezo.arguments import NO_DATA, Command, Commands, add_command, add_own_code, add_places, path_and_keys
 from fedmezo.campaign.arguments import add_reproduce, add_sweep
 from fedmezo.config import Config, Loaded, as_overrides, load_config
 from fedmezo.errors import INTERRUPTED, ConfigError, FedMeZOError
@@ -117,6 +117,7 @@ def _add_calibrate(commands: Commands) -> None:
 def _add_diagnose(commands: Commands) -> None:
     parser = add_command(commands, "diagnose", _diagnose, "measure a run: curvature, gradient noise, allowed rate")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    add_places(parser)
 
 
 def _add_report(commands: Commands) -> None:
@@ -138,6 +139,7 @@ def _add_resume(commands: Commands) -> None:
     parser.add_argument(
         "--force", action="store_true", help="go on although something is not as it was; the journal keeps a remark"
     )
+    add_places(parser)
 
 
 def _add_replay(commands: Commands) -> None:
@@ -145,7 +147,7 @@ def _add_replay(commands: Commands) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--to-round", type=int, metavar="N", help="stop after N rounds, whatever follows them")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the adapter there")
-    parser.add_argument("--model", metavar="BASE", help="the base model, if it is not where the run had it")
+    add_places(parser, data=NO_DATA)
 
 
 def _add_publishing(commands: Commands) -> None:
@@ -158,6 +160,7 @@ def _add_publishing(commands: Commands) -> None:
     parser.add_argument("--model", metavar="BASE", required=True, help="the base model: hub name, folder or `bundled`")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the adapter there; default: FILE-adapter")
     parser.add_argument("--restore-from", type=Path, metavar="ADAPTER", help="what the run started from, if saved")
+    add_own_code(parser)
 
 
 def _add_completion(commands: Commands) -> None:
@@ -188,9 +191,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
+    from fedmezo.runs.places import Moved
     from fedmezo.runs.resume import resume  # imports torch
 
-    return resume(options.run, force=options.force)
+    return resume(options.run, force=options.force, moved=Moved(options.model, options.data_root))
 
 
 def _replay(options: argparse.Namespace) -> int:
@@ -208,7 +212,9 @@ def _export(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     from fedmezo.runs.publish import import_log  # imports torch
 
-    return import_log(options.file, options.model, options.out, options.restore_from)
+    return import_log(
+        options.file, options.model, options.out, options.restore_from, own_code=options.trust_remote_code
+    )
 
 
 def _calibrate(options: argparse.Namespace) -> int:
@@ -220,9 +226,10 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 
 def _diagnose(options: argparse.Namespace) -> int:
+    from fedmezo.runs.places import Moved
     from fedmezo.studies.diagnose import diagnose  # imports torch
 
-    return diagnose(options.run)
+    return diagnose(options.run, Moved(options.model, options.data_root))
 
 
 def _require_one_machine(config: Config) -> None:

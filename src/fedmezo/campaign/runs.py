@@ -172,11 +172,12 @@ def _run(config: Config, folder: Path, threads: int) -> None:
     os.dup2(descriptor, 2)
     import torch
 
+    from fedmezo.runs.places import anchored
     from fedmezo.runs.resume import resume
 
     torch.set_num_threads(threads)
     if not (folder / CONFIG_FILE).exists():
-        write_text(folder / CONFIG_FILE, config.to_yaml())
+        write_text(folder / CONFIG_FILE, anchored(config).to_yaml())
     try:
         code = resume(folder)
     except FedMeZOError as error:

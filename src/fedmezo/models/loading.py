@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ _WANTED = (
     "give a directory that holds config.json, the weights (*.safetensors) and the tokenizer, a .gguf file, or the name "
     "of a model on the Hugging Face hub"
 )
+_MOVED = ". If a run's model is somewhere else by now: --model BASE"
 
 
 def load_base(
@@ -92,11 +94,11 @@ def locate(name: str) -> str:
         name = str(resources.files("fedmezo") / "bundled" / "base")
     path = Path(name).expanduser()
     if path.is_dir() or (names_gguf(name) and path.is_file()):
-        return str(path)
+        return os.path.abspath(path)  # what a saved adapter names must be found from any folder
     if names_gguf(name):
         return _locate_gguf(name)
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise ModelError(f"model.type is {name!r}, but there is no such directory: {_WANTED}")
+        raise ModelError(f"model.type is {name!r}, but there is no such directory: {_WANTED}{_MOVED}")
     return name
 
 

@@ -39,6 +39,7 @@ from fedmezo.runs.directory import (
 )
 from fedmezo.runs.journal import JOURNAL_FILE, JournalWriter, read_journal
 from fedmezo.runs.placement import HERE, Placement
+from fedmezo.runs.places import anchored
 from fedmezo.runs.snapshots import load_snapshot, snapshots_of
 from fedmezo.runs.stopping import EarlyStopping
 from fedmezo.runs.training import EvaluationPlan, Training
@@ -75,6 +76,7 @@ def run(config: Config, notices: Sequence[str] = (), place: Placement = HERE) ->
     Raises:
         FedMeZOError: whatever a user can act on.
     """
+    config = anchored(config)
     assemble.check_optimizer(config)
     console = Console()
     folder = new_run_directory(Path(config.outdir), config.expname or _default_name(config))

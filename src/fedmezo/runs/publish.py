@@ -15,7 +15,7 @@ from fedmezo.models.language_model import LanguageModel
 from fedmezo.plain import plain
 from fedmezo.results.console import work_progress
 from fedmezo.results.summary import human_bytes
-from fedmezo.runs.card import card_of_log, write_card
+from fedmezo.runs.card import card_of_log, public_name, write_card
 from fedmezo.runs.format import Header
 from fedmezo.runs.journal import JOURNAL_FILE, read_journal
 from fedmezo.runs.log_file import PublishedLog, decode_log, encode_log
@@ -41,7 +41,9 @@ def export_log(folder: Path, file: Path, *, to_round: int | None = None) -> int:
         raise RunError(f"--to-round {to_round}: {folder / JOURNAL_FILE} has {journal.next_round} rounds")
     if file.exists():
         raise RunError(f"{file} is there already; nothing is overwritten: choose another file")
-    content = encode_log(PublishedLog(journal.header, journal.records, journal.hashes[-1]))
+    public = {"base": public_name(journal.header.base)}  # a path of this machine helps nobody else
+    header = journal.header.model_copy(update=public)
+    content = encode_log(PublishedLog(header, journal.records, journal.hashes[-1]))
     try:
         with replacing(file) as out:
             out.write(content)
@@ -59,7 +61,9 @@ def export_log(folder: Path, file: Path, *, to_round: int | None = None) -> int:
     return 0
 
 
-def import_log(file: Path, base: str, out: Path | None = None, restore_from: Path | None = None) -> int:
+def import_log(
+    file: Path, base: str, out: Path | None = None, restore_from: Path | None = None, *, own_code: bool = False
+) -> int:
     """Turn a published log into an adapter; returns the exit code.
 
     Args:
@@ -67,6 +71,7 @@ def import_log(file: Path, base: str, out: Path | None = None, restore_from: Pat
         base: name or folder of the base model.
         out: the adapter's folder; by default beside the file, under its name and `-adapter`.
         restore_from: the adapter that the run started from; None for a fresh one.
+        own_code: run Python code that the model brings along.
 
     Raises:
         RunError: the file is damaged or of another version, the run started from another adapter, or the result is
@@ -81,7 +86,7 @@ def import_log(file: Path, base: str, out: Path | None = None, restore_from: Pat
     except OSError as error:
         raise RunError(f"{file}: cannot be read: {error.strerror}") from error
     require_scalars(log.header, file)
-    model = open_model(log.header, base)
+    model = open_model(log.header, base, own_code=own_code)
     theta = _starting_theta(model, log.header, restore_from)
     estimator = replaying_estimator(log.header, log.records, theta)
     with work_progress(Console(), "replaying rounds") as show:

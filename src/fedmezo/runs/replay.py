@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fedmezo.config import load_config
+from fedmezo.config import Config, load_config
 from fedmezo.errors import ConfigError, ModelError, RunError
 from fedmezo.federation.aggregate import SCALARS, apply_scalars_
 from fedmezo.models.causal_lm import CausalLM
@@ -54,7 +54,12 @@ def replay(folder: Path, *, to_round: int | None = None, out: Path | None = None
     require_free(out)
     journal = read_journal(folder / JOURNAL_FILE, to_round)
     _check(journal, folder, to_round)
-    model = open_model(journal.header, base or journal.header.base, _cache(folder))
+    kept = _config_of(folder)
+    if kept is None:
+        model = open_model(journal.header, base or journal.header.base)
+    else:
+        own_code = kept.model.trust_remote_code
+        model = open_model(journal.header, base or kept.model.type, kept.llm.cache.model or None, own_code=own_code)
     snapshots = snapshots_of(folder)
     theta = initial_theta(model, journal.header, snapshots if journal.header.restored else None)
     started = time.monotonic()
@@ -192,10 +197,10 @@ def initial_theta(model: LanguageModel, header: Header, snapshots: Path | None =
     return theta
 
 
-def _cache(folder: Path) -> str | None:
-    """Where the run kept models from the hub, if its configuration is still there."""
+def _config_of(folder: Path) -> Config | None:
+    """The run's configuration, which says where its model is, if it is still there."""
     try:
-        return load_config(folder / CONFIG_FILE).config.llm.cache.model or None
+        return load_config(folder / CONFIG_FILE).config
     except ConfigError:
         return None
 

@@ -39,6 +39,7 @@ from fedmezo.runs.experiment import Run, at_work, load_parts, start, train
 from fedmezo.runs.format import Header
 from fedmezo.runs.journal import JOURNAL_FILE, Journal, JournalWriter, read_journal
 from fedmezo.runs.placement import HERE, Placement
+from fedmezo.runs.places import NOT_MOVED, Moved
 from fedmezo.runs.snapshots import (
     delete_snapshots,
     load_moments,
@@ -70,7 +71,7 @@ _CONTENTS = {
 """Fields of the header that describe content, and what to call it."""
 
 
-def resume(folder: Path, *, force: bool = False, place: Placement = HERE) -> int:
+def resume(folder: Path, *, force: bool = False, place: Placement = HERE, moved: Moved = NOT_MOVED) -> int:
     """Bring a run to its end; returns the exit code.
 
     Args:
@@ -78,11 +79,12 @@ def resume(folder: Path, *, force: bool = False, place: Placement = HERE) -> int
         force: go on although something differs from the run's start, or although lines are missing at the journal's
             end; the journal keeps a remark of it.
         place: where its clients are.
+        moved: what is not where the run had it.
 
     Raises:
         FedMeZOError: whatever a user can act on; RunError if what is there is damaged or differs.
     """
-    config = _config_of(folder)
+    config = moved.applied(_config_of(folder))
     with at_work(Console(), folder, place) as log:
         if not (folder / JOURNAL_FILE).exists():
             _require_untouched(folder)

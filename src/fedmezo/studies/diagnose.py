@@ -31,6 +31,7 @@ from fedmezo.runs import assemble
 from fedmezo.runs.assemble import Holdings, TunedModel
 from fedmezo.runs.directory import CONFIG_FILE, write_numbers
 from fedmezo.runs.journal import JOURNAL_FILE, read_journal
+from fedmezo.runs.places import NOT_MOVED, Moved
 from fedmezo.runs.resume import restore
 from fedmezo.zo.curvature import Estimate, Gradient, Spectrum, choose_step, product_by_differences, spectrum
 from fedmezo.zo.noise import MAX_ROUNDS, MAX_SEED, RADEMACHER, SERVER, Noise, Purpose, Stream
@@ -83,8 +84,12 @@ class Bench:
         return total / sum(piece.num_examples for piece in self.pieces)
 
 
-def diagnose(folder: Path) -> int:
+def diagnose(folder: Path, moved: Moved = NOT_MOVED) -> int:
     """Measure a run, print what was found and draw it into the run's folder; returns the exit code.
+
+    Args:
+        folder: the run's folder.
+        moved: what is not where the run had it.
 
     Raises:
         FedMeZOError: whatever a user can act on; RunError for a folder that holds no run.
@@ -92,7 +97,7 @@ def diagnose(folder: Path) -> int:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise RunError(f"{path}: no such file; is {folder} the folder of a run?")
-    config = in_float32(load_config(path).config)
+    config = in_float32(moved.applied(load_config(path).config))
     console = Console()
     bench, states = set_up(folder, config, console)
     found = [measure(bench, at, theta, console) for at, theta in states]

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmezo.arguments import Commands, add_command, count
+from fedmezo.arguments import NO_DATA, Commands, add_command, add_own_code, add_places, count
 from fedmezo.records import Example
 
 if TYPE_CHECKING:
@@ -28,9 +28,8 @@ def add_eval(commands: Commands) -> None:
     """The command `eval`."""
     summary = "measure losses and right answers of a run, an adapter or a model"
     parser = add_command(commands, "eval", _eval, summary, examples=_EVAL_EXAMPLES)
-    _add_subject(parser)
+    _add_subject(parser, data="folder of the data files (the run's, or data)")
     parser.add_argument("--data", action="append", default=[], metavar="TYPE", help="loss on a data set (data.type)")
-    parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of the data files (the run's, or data)")
     parser.add_argument("--tok-len", type=count, metavar="N", help="longest example in tokens (the run's, or 1024)")
     parser.add_argument("--match", action="store_true", help="also the share of greedy answers that are word for word")
     for form, prompt in _GSM8K_FORMS.items():
@@ -52,18 +51,20 @@ def add_eval(commands: Commands) -> None:
 def add_generate(commands: Commands) -> None:
     """The command `generate`."""
     parser = add_command(commands, "generate", _generate, "answer an instruction before and after tuning")
-    _add_subject(parser)
+    _add_subject(parser, data=NO_DATA)
     parser.add_argument("instruction", help="what is asked, as in the training data")
     parser.add_argument("--input", default="", metavar="TEXT", help="what the instruction is about")
     parser.add_argument("--max-new-tokens", type=count, default=128, metavar="N", help="longest answer (128)")
 
 
-def _add_subject(parser: argparse.ArgumentParser) -> None:
+def _add_subject(parser: argparse.ArgumentParser, data: str) -> None:
     parser.add_argument("target", metavar="RUN|ADAPTER|MODEL", help="a run's or an adapter's folder, or a model")
     parser.add_argument("--round", type=_round, metavar="N", help="of a run: the state after N rounds")
     parser.add_argument("--gpu", action=argparse.BooleanOptionalAction, help="compute on a GPU (as the run does)")
     parser.add_argument("--format", choices=("alpaca", "chat"), help="prompt: Alpaca's, or the model's own (the run's)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="precision of the base weights")
+    add_places(parser, data=data)
+    add_own_code(parser)
 
 
 def _round(text: str) -> int:
@@ -74,9 +75,11 @@ def _round(text: str) -> int:
 
 
 def _hardware(options: argparse.Namespace) -> Hardware:
+    from fedmezo.runs.places import Moved
     from fedmezo.tasks.subject import Hardware
 
-    return Hardware(options.gpu, options.dtype)
+    moved = Moved(options.model, options.data_root, options.trust_remote_code)
+    return Hardware(options.gpu, options.dtype, moved)
 
 
 def _eval(options: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ from fedmezo.models.vocabulary import settle_special_tokens
 from fedmezo.runs import assemble
 from fedmezo.runs.directory import ADAPTER_FOLDER, CONFIG_FILE, MODEL_FOLDER
 from fedmezo.runs.journal import JOURNAL_FILE, Journal, read_journal
+from fedmezo.runs.places import NOT_MOVED, Moved
 from fedmezo.runs.replay import initial_theta, rebuild_
 from fedmezo.runs.snapshots import load_snapshot, snapshot_rounds, snapshots_of
 
@@ -89,10 +90,11 @@ def _exchange(model: PreTrainedModel, other: PreTrainedModel) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """Where a model that no run describes is loaded, and how precisely; None is what the run says, or the plain way."""
+    """Where from and to a model is loaded, and how precisely; None is what the run says, or the plain way."""
 
     use_gpu: bool | None = None
     dtype: str | None = None
+    moved: Moved = NOT_MOVED
 
 
 AS_THE_RUN = Hardware()
@@ -131,7 +133,7 @@ def _load(target: str, hardware: Hardware, round_index: int | None) -> Subject:
 
 
 def _load_run(folder: Path, hardware: Hardware, round_index: int | None) -> Subject:
-    config = _moved(load_config(folder / CONFIG_FILE).config, hardware)
+    config = _on(hardware.moved.applied(load_config(folder / CONFIG_FILE).config), hardware)
     if round_index is not None:
         return _load_round(folder, config, round_index)
     result = folder / (ADAPTER_FOLDER if config.llm.adapter.use else MODEL_FOLDER)
@@ -198,7 +200,7 @@ def _load_adapter(folder: Path, hardware: Hardware) -> Subject:
         named = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / ADAPTER_CONFIG}: names no base model ({error})") from error
-    base, tokenizer, notices = _plain_base(str(named), hardware)
+    base, tokenizer, notices = _plain_base(hardware.moved.model or str(named), hardware)
     model = _with_adapter(base, folder)
     losses, more = _path(model, base)
     return Subject(folder.name, model, tokenizer, losses, TOK_LEN, None, None, (*notices, *more))
@@ -210,7 +212,7 @@ def _load_model(name: str, hardware: Hardware) -> Subject:
     return Subject(Path(name).name, base, tokenizer, losses, TOK_LEN, None, None, (*notices, *more))
 
 
-def _moved(config: Config, hardware: Hardware) -> Config:
+def _on(config: Config, hardware: Hardware) -> Config:
     """The run's configuration with another device or precision where one is asked for."""
     use_gpu = config.use_gpu if hardware.use_gpu is None else hardware.use_gpu
     dtype = config.model.dtype if hardware.dtype is None else hardware.dtype
@@ -235,7 +237,7 @@ def _base(config: Config) -> tuple[PreTrainedModel, Any, tuple[str, ...]]:
 def _plain_base(name: str, hardware: Hardware) -> tuple[PreTrainedModel, Any, tuple[str, ...]]:
     device, device_notices = choose_device(bool(hardware.use_gpu), -1)
     dtype, dtype_notices = choose_dtype(hardware.dtype, False, device)
-    base, tokenizer = load_base(name, None, dtype, device)
+    base, tokenizer = load_base(name, None, dtype, device, own_code=hardware.moved.own_code)
     ending = settle_special_tokens(base, tokenizer)
     return base, tokenizer, (*device_notices, *dtype_notices, *ending.notices)
 
