@@ -16,7 +16,7 @@ This page is made by `python -m scripts.file_tree > docs/tree.md`.
 """
 FOLDERS = (
     *("", "config", "zo", "zo/estimators", "data", "models", "federation", "engines", "results", "runs", "studies"),
-    *("tasks", "tasks/caged", "machines", "machines/flare", "handover", "campaign"),
+    *("tasks", "tasks/caged", "machines", "machines/flare", "machines/workers", "handover", "campaign"),
 )
 
 

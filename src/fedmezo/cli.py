@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from fedmezo import __version__
@@ -72,9 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     parser_of_run = _add(commands, "run", _run, "train as a configuration says")
     parser_of_run.add_argument(
         "--engine",
-        choices=("simulation", "flare"),
+        choices=("simulation", "ray", "flare"),
         default="simulation",
-        help="where clients run: in this process, or in processes of their own as on several machines",
+        help="where clients run: in this process, dealt to workers=N of Ray, or as on several machines",
     )
     _add(commands, "check", _check, "read a configuration and say what is wrong with it")
     _add_calibrate(commands)
@@ -185,9 +186,23 @@ def _run(options: argparse.Namespace) -> int:
 
         return run_here(config, notices)
     _require_one_machine(config)
+    if options.engine == "ray":
+        return _run_on_workers(config, notices)
+    if config.workers:
+        raise ConfigError(
+            f"workers is {config.workers}, but the simulation has none: add --engine ray, or leave it out"
+        )
     from fedmezo.runs.experiment import run  # imports torch
 
     return run(config, notices)
+
+
+def _run_on_workers(config: Config, notices: tuple[str, ...]) -> int:
+    if find_spec("ray") is None:
+        raise ConfigError("--engine ray needs Ray, which is not installed: pip install 'fedmezo[ray]'")
+    from fedmezo.machines.workers.local import run_on_workers
+
+    return run_on_workers(config, notices)
 
 
 def _resume(options: argparse.Namespace) -> int:

@@ -506,7 +506,7 @@ NO_TAGS = "leave it out and write a word, a number, a list or a section"
 IN_FILE = [
     ("seed: 0\nseeed: 1\n", "c.yaml:14: seeed: unknown key; nearest known key: seed"),
     ("lr: 1e-5\n", "c.yaml:13: lr: unknown key; nearest known key: train.optimizer.lr"),
-    ("qqqq: 1\n", "c.yaml:13: qqqq: unknown key; known are use_gpu, device, threads, seed, outdir, expname, "
+    ("qqqq: 1\n", "c.yaml:13: qqqq: unknown key; known are use_gpu, device, threads, workers, seed, outdir, expname, "
         "early_stop, federate, fedopt, fedprox, data, llm, dataloader, model, train, grad, criterion, trainer, "
         "eval, wandb, mlflow"),
     ("attack:\n  attack_method: x\n", "c.yaml:13: attack: FederatedScope's attack is not supported here; remove it"),

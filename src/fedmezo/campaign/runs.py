@@ -27,7 +27,7 @@ from fedmezo.results.console import work_progress
 from fedmezo.runs.directory import CONFIG_FILE, write_text
 from fedmezo.runs.journal import JOURNAL_FILE, read_journal
 
-UNTOLD_KEYS = frozenset({"outdir", "expname", "wandb", "mlflow"})
+UNTOLD_KEYS = frozenset({"outdir", "expname", "wandb", "mlflow", "workers"})
 """Keys and sections that do not say what a run computes."""
 _DIGEST_CHARACTERS = 10
 _PRELOADED = ["fedmezo.runs.resume"]

@@ -490,6 +490,8 @@ class Config(Section):
     """Number of the GPU; -1 is the first."""
     threads: int = Field(0, ge=0)
     """Threads that a CPU computes with; 0 is as many as PyTorch takes by itself."""
+    workers: int = Field(0, ge=0)
+    """Processes that clients are dealt to with `--engine ray`; 0 is one for each GPU, or for each core."""
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed of everything random in the run."""
     outdir: str = "runs"

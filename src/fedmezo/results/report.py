@@ -28,7 +28,16 @@ CONFIG_FILE = "config.yaml"
 REPORT_PICTURE, REPORT_PAGE = "report.png", "report.html"
 COMPARISON_PICTURE, COMPARISON_PAGE = "comparison.png", "comparison.html"
 
-UNTOLD_KEYS = ("outdir", "expname", "wandb", "mlflow", "federate.save_to", "federate.restore_from", "verbose")
+UNTOLD_KEYS = (
+    "outdir",
+    "expname",
+    "wandb",
+    "mlflow",
+    "workers",
+    "federate.save_to",
+    "federate.restore_from",
+    "verbose",
+)
 """Keys, or sections, that may differ between runs without saying what the runs are."""
 MAX_KEYS_IN_LABEL = 4
 

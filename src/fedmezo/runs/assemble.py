@@ -182,11 +182,17 @@ def tokens_folder(config: Config) -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedmezo"
 
 
-def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset) -> list[str]:
+def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset, clients: int | None = None) -> list[str]:
     """Give the model the lanes that the configuration asks for; returns what the user should be told.
 
     With `auto`, as many as a round's clients can fill and memory has room for, by a measurement of two lanes on the
     longest batch of the data set.
+
+    Args:
+        config: of the run.
+        tuned: the model.
+        dataset: what it is to be tuned on.
+        clients: that are run here in a round; None for the whole cohort.
     """
     if config.trainer.type != MEZO:
         return []
@@ -195,7 +201,7 @@ def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset) -> lis
     if wanted == 1 and not compiled:
         return []
     queries = config.train.zo.queries
-    useful = 2 * queries * config.federate.cohort_size
+    useful = 2 * queries * (config.federate.cohort_size if clients is None else clients)
     notices = model.use_lanes(2)
     if model.lanes > 1:
         if wanted == "auto":

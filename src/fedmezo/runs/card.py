@@ -24,7 +24,7 @@ _METHODS = {
     "llmtrainer": "back-propagation on the clients, averaged by the server (FedAvg)",
 }
 _OF_THE_MACHINE = (
-    *("outdir", "expname", "device", "threads", "use_gpu", "wandb", "mlflow", "verbose"),
+    *("outdir", "expname", "device", "threads", "use_gpu", "wandb", "mlflow", "workers", "verbose"),
     *("data.root", "llm.cache", "federate.save_to", "federate.restore_from"),
 )
 """Keys and sections that say where a run was computed rather than what it is."""

@@ -54,7 +54,17 @@ logger = logging.getLogger(__name__)
 WITHOUT_CONSEQUENCE = frozenset(
     f"config.{key}"
     for key in (
-        *("outdir", "expname", "wandb", "mlflow", "federate.save_to", "federate.save_freq", "eval.samples", "llm.chat"),
+        *(
+            "outdir",
+            "expname",
+            "wandb",
+            "mlflow",
+            "workers",
+            "federate.save_to",
+            "federate.save_freq",
+            "eval.samples",
+            "llm.chat",
+        ),
         *("use_gpu", "device"),  # what came of them is compared
         *("model.type", "llm.cache", "data.root", "data.type", "federate.restore_from"),  # their content is compared
     )
