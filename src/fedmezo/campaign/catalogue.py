@@ -15,6 +15,8 @@ from fedmezo.errors import ConfigError
 CATALOGUE_FILE = Path(__file__).parent / "catalogue.yaml"
 QUICKSTART = "quickstart"
 ALL = "all"
+OF_THE_PAPER = ("small", "paper")
+"""The scales of an item that names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ def read_scale(name: str) -> Scale:
     content = _catalogue()
     scale = content["scales"][name]
     base = None if scale["base"] == QUICKSTART else CATALOGUE_FILE.parent / str(scale["base"])
-    items = {key: _item(key, item, name, content) for key, item in content["items"].items()}
+    wanted = {key: item for key, item in content["items"].items() if name in item.get("scales", OF_THE_PAPER)}
+    items = {key: _item(key, item, name, content) for key, item in wanted.items()}
     return Scale(name, scale["about"], base, scale["seeds"], items)
 
 

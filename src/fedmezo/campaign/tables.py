@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmezo.campaign.points import MIB, Point
+from fedmezo.results.metrics import ACCURACY
 from fedmezo.results.summary import human_bytes, human_seconds
 from fedmezo.runs.directory import write_text
 from fedmezo.studies.intervals import Interval
@@ -51,6 +52,8 @@ COLUMNS: dict[str, tuple[Column, Callable[[float], str]]] = {
     "first loss": (lambda point, loss: point.first(loss), "{:.4f}".format),
     "last loss": (lambda point, loss: point.last(loss), "{:.4f}".format),
     "best loss": (lambda point, loss: point.best(loss), "{:.4f}".format),
+    "first accuracy": (lambda point, loss: point.first(_accuracy(loss)), "{:.1%}".format),
+    "last accuracy": (lambda point, loss: point.last(_accuracy(loss)), "{:.1%}".format),
     "change": (lambda point, loss: point.change(loss), "{:+.4f}".format),
     "forward passes": (lambda point, _: point.total("forward_passes"), "{:,.0f}".format),
     "bytes": (lambda point, _: point.total("bytes_up", "bytes_down"), human_bytes),
@@ -62,7 +65,7 @@ COLUMNS: dict[str, tuple[Column, Callable[[float], str]]] = {
 }
 """Columns by their headings, each with how a value is written."""
 
-WITH_INTERVAL = ("first loss", "last loss", "best loss", "change")
+WITH_INTERVAL = ("first loss", "last loss", "best loss", "change", "first accuracy", "last accuracy")
 """Columns that vary with the seed in a way that matters."""
 
 
@@ -83,6 +86,11 @@ def point_table(title: str, points: Sequence[Point], headings: Sequence[str], lo
     rows = [(point.label, *(cell(point, heading, loss) for heading in headings)) for point in points]
     remarks = [f"{point.label}: {text}" for point in points for text in point.failures]
     return Table(title, (first, *headings), tuple(rows), tuple(remarks))
+
+
+def _accuracy(loss: str) -> str:
+    """The name of the accuracy on the same part of the data."""
+    return loss.replace("loss", ACCURACY)
 
 
 def _scaled(interval: Interval | None, factor: float) -> Interval | None:
