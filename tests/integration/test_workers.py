@@ -13,7 +13,7 @@ import pytest
 from fedmezo.cli import main
 from fedmezo.records import RoundRecord
 from fedmezo.runs.journal import read_journal
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 pytest.importorskip("ray")
 
@@ -62,8 +62,8 @@ def test_two_workers_that_are_killed_in_turn(simulated: Path, tmp_path: Path) ->
                 victims = workers_of(server)
                 assert victims, log.read_text()
                 victims[0].kill()
-                victims[0].wait(60)
-            assert server.wait(300) == 0, log.read_text()
+                victims[0].wait(PATIENCE)
+            assert server.wait(PATIENCE) == 0, log.read_text()
         finally:
             server.kill()
     assert rounds_of(run) == rounds_of(simulated)

@@ -19,7 +19,7 @@ LAYERS = (
     {"studies"},
     {"tasks", "machines"},
     {"handover"},
-    {"campaign"},
+    {"api", "campaign"},
     {"cli", "__main__"},
 )
 """From the bottom up: a module imports from its own layer and those below."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from fedmezo.records import RoundRecord
 from fedmezo.zo.arithmetic import round_coefficient
@@ -36,6 +37,9 @@ class ClientHistory:
 
 Histories = Mapping[int, ClientHistory]
 
+Offsets: TypeAlias = Callable[[int, int, Sequence[int], Histories], Sequence[float]]
+"""From (run seed, round, cohort, histories) to the offset Phi of each member of the cohort: a pure function."""
+
 
 @dataclass(frozen=True, slots=True)
 class RateStrategy:
@@ -45,11 +49,13 @@ class RateStrategy:
         name: `frozen`, `random`, `round-wise`, `five-round` or `model-diff`.
         rate: eta_0.
         width: alpha, the largest distance of a rate from eta_0; smaller than eta_0.
+        own: offsets Phi of a program's own, each from -1 to 1, instead of those that `name` stands for.
     """
 
     name: str
     rate: float
     width: float
+    own: Offsets | None = None
 
     def __post_init__(self) -> None:
         if self.name not in _STRATEGIES:
@@ -63,7 +69,7 @@ def client_rates(
     strategy: RateStrategy, seed: int, round_index: int, cohort: Sequence[int], histories: Histories
 ) -> tuple[float, ...]:
     """The learning rate of each member of the cohort, of 16 significant bits."""
-    offsets = _STRATEGIES[strategy.name](seed, round_index, cohort, histories)
+    offsets = (strategy.own or _STRATEGIES[strategy.name])(seed, round_index, cohort, histories)
     return tuple(round_coefficient(strategy.rate + strategy.width * phi) for phi in offsets)
 
 
@@ -120,9 +126,7 @@ def _of(cohort: Sequence[int], histories: Histories) -> list[ClientHistory]:
     return [histories.get(client, ClientHistory()) for client in cohort]
 
 
-_Offsets = Callable[[int, int, Sequence[int], Histories], list[float]]
-
-_STRATEGIES: dict[str, _Offsets] = {
+_STRATEGIES: dict[str, Offsets] = {
     FROZEN: _frozen,
     RANDOM: _random,
     ROUND_WISE: _round_wise,

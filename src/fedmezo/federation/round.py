@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,10 +23,13 @@ from fedmezo.federation.aggregate import (
 from fedmezo.federation.rates import MODEL_DIFF, ClientHistory, RateStrategy, client_rates, remember
 from fedmezo.federation.server_optimizers import FEDAVG, PLAIN_AVERAGE, Moments, ServerOptimizer, server_step_
 from fedmezo.records import Contribution, Refusal, Report, RoundPlan, RoundRecord, Segment
-from fedmezo.zo.arithmetic import state_hash
+from fedmezo.zo.arithmetic import round_coefficient, state_hash
 from fedmezo.zo.noise import Purpose, Stream, permutation
 
 HOST = torch.device("cpu")
+
+Weigh: TypeAlias = Callable[[Sequence[Report]], Sequence[float]]
+"""From the usable reports of a round, in the cohort's order, to the weight of each in the average."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Federation:
         cohort_size: clients sampled in each round, from 1 to `num_clients`.
         min_clients: usable reports without which a round cannot be closed.
         equal_weights: every usable report weighs the same, whatever its number of examples.
+        weigh: weights of a program's own instead, which the journal keeps as it keeps any.
         strategy: the learning rates.
         rules: what a report must look like; holds the protocol and the estimator.
         segments: the trainable tensors.
@@ -56,6 +61,7 @@ class Federation:
     segments: tuple[Segment, ...]
     server: ServerOptimizer = PLAIN_AVERAGE
     lone_client: int | None = None
+    weigh: Weigh | None = None
     device: torch.device = HOST
 
 
@@ -120,7 +126,7 @@ def close_round_(
     refusals = [*earlier, *refused]
     if len(accepted) < federation.min_clients:
         raise TrainingError(_too_few(federation, plan, accepted, refusals))
-    contributions = _contributions(plan, accepted, average_weights(accepted, equal=federation.equal_weights))
+    contributions = _contributions(plan, accepted, _weights(federation, accepted))
     if federation.strategy.name == MODEL_DIFF:
         contributions = _with_drifts(federation, state, contributions, accepted)
     record = RoundRecord(plan.round, plan.cohort, contributions, tuple(refusals), state_hash="")
@@ -155,6 +161,15 @@ def _average_(
 def _after(state: ServerState, record: RoundRecord, moments: Moments | None = None) -> ServerState:
     histories = remember(state.histories, record)
     return ServerState(record.round + 1, state.theta, state_hash(state.theta), histories, moments or {})
+
+
+def _weights(federation: Federation, accepted: Sequence[Report]) -> list[float]:
+    if federation.weigh is None:
+        return average_weights(accepted, equal=federation.equal_weights)
+    own = [float(weight) for weight in federation.weigh(accepted)]
+    if len(own) != len(accepted) or not all(0 <= weight <= 1 for weight in own):
+        raise TrainingError(f"the weights {own} of {len(accepted)} reports must be as many numbers from 0 to 1")
+    return [round_coefficient(weight) for weight in own]
 
 
 def _contributions(plan: RoundPlan, accepted: Sequence[Report], weights: Sequence[float]) -> tuple[Contribution, ...]:

@@ -52,6 +52,12 @@ class LanguageModel(ABC):
         self.notices: tuple[str, ...] = tuple(notices)
         """What the user should be told about this model."""
 
+    def at(self, theta: Tensor) -> PreTrainedModel | PeftModel:
+        """The model at theta (d,), in evaluation mode: to be used, not to be changed."""
+        self._set_training(False)
+        self.show(theta)
+        return self.network
+
     @property
     def base(self) -> PreTrainedModel:
         """The causal language model inside."""

@@ -93,6 +93,15 @@ def measured(name: str, value: float, *, round_index: int, client: int | None = 
     return Metric(event, round_index, client, name, value, unit)
 
 
+def evaluated(name: str, value: float, *, round_index: int) -> Metric:
+    """Return the metric of an evaluation, which may be one of a program's own that the module does not list."""
+    return measured(name, value, round_index=round_index) if name in EVENT_AND_UNIT else _own(name, value, round_index)
+
+
+def _own(name: str, value: float, round_index: int) -> Metric:
+    return Metric("eval", round_index, None, name, value, "1")
+
+
 class Sink(Protocol):
     """Somewhere metrics go. A run holds a plain list of sinks."""
 

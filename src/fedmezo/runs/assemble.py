@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fedmezo.config import Config
 from fedmezo.config.schema import Dtype
@@ -23,7 +23,7 @@ from fedmezo.data.partition import Indices, Partition, partition, subsample
 from fedmezo.data.prompt import ALPACA, Prompts, prompts_for
 from fedmezo.data.shard import Schedule, Shard
 from fedmezo.data.sources import Reading, load_examples, without_rare_categories
-from fedmezo.data.splitters import make_splitter
+from fedmezo.data.splitters import Splitter, make_splitter
 from fedmezo.federation.aggregate import ReportRules
 from fedmezo.federation.clients import ClientWork, FirstOrderClients, ZerothOrderClients
 from fedmezo.federation.optimizers import OptimizerFactory
@@ -47,6 +47,7 @@ from fedmezo.runs.choosing import make_candidates
 from fedmezo.runs.directory import environment
 from fedmezo.runs.evaluate import Evaluation, accuracy, evaluate
 from fedmezo.runs.format import Header
+from fedmezo.runs.own import NOTHING, Own
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimators.protocol import Estimator, Settings
 from fedmezo.zo.estimators.two_point import TwoPoint
@@ -83,8 +84,16 @@ class Holdings:
     prompts: Prompts = ALPACA
 
 
-def load_model(config: Config) -> TunedModel:
-    """The model that the configuration names, with a fresh adapter if it is to have one.
+@dataclass(frozen=True, slots=True, eq=False)
+class HandedBase:
+    """A base model that a program brings instead of a name; what is tuned is tuned in it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+
+
+def load_model(config: Config, handed: HandedBase | None = None) -> TunedModel:
+    """The model that the configuration names or a program hands over, with a fresh adapter if it is to have one.
 
     Raises:
         ModelError: see `models.loading` and `models.adapters`.
@@ -93,9 +102,12 @@ def load_model(config: Config) -> TunedModel:
         torch.set_num_threads(config.threads)
     device, device_notices = choose_device(config.use_gpu, config.device)
     dtype, dtype_notices = choose_dtype(config.model.dtype, config.train.is_enable_half, device)
-    base, tokenizer = load_base(
-        config.model.type, config.llm.cache.model, dtype, device, own_code=config.model.trust_remote_code
-    )
+    if handed is not None:
+        base, tokenizer = handed.model.requires_grad_(False).train(False).to(device), handed.tokenizer
+    else:
+        base, tokenizer = load_base(
+            config.model.type, config.llm.cache.model, dtype, device, own_code=config.model.trust_remote_code
+        )
     assert isinstance(tokenizer, PreTrainedTokenizerFast), "load_base asks for a fast tokenizer"
     fingerprint = base_hash(base)
     ending = settle_special_tokens(base, tokenizer)
@@ -109,8 +121,10 @@ def load_model(config: Config) -> TunedModel:
     return TunedModel(model, tokenizer, fingerprint, dtype, model.initial(), notices)
 
 
-def load_holdings(config: Config, tokenizer: PreTrainedTokenizerFast, console: Console) -> Holdings:
-    """Read, encode and divide the data set.
+def load_holdings(
+    config: Config, tokenizer: PreTrainedTokenizerFast, console: Console, splitter: Splitter | None = None
+) -> Holdings:
+    """Read, encode and divide the data set, by a splitter of a program's own if there is one.
 
     Raises:
         DataError: the data cannot be had, is damaged, or cannot be divided as asked.
@@ -126,7 +140,7 @@ def load_holdings(config: Config, tokenizer: PreTrainedTokenizerFast, console: C
     prompts = make_prompts(config, tokenizer)
     dataset = encode_examples(examples, tokenizer, config.llm.tok_len, tokens_folder(config), prompts)
     kept = tuple(examples[i] for i in dataset.kept)
-    splitter = make_splitter(config.data.splitter, config.data.alpha)
+    splitter = splitter or make_splitter(config.data.splitter, config.data.alpha)
     categories = [example.category for example in kept]
     divided = partition(categories, config.data.splits, config.federate.client_num, splitter, rng)
     return Holdings(kept, dataset, divided, prompts)
@@ -275,7 +289,7 @@ def _has_low_rank(config: Config) -> bool:
     return config.trainer.type == MEZO and config.train.zo.noise == LOW_RANK
 
 
-def make_federation(config: Config, model: LanguageModel) -> Federation:
+def make_federation(config: Config, model: LanguageModel, own: Own = NOTHING) -> Federation:
     """What the server needs in each round."""
     train, federate = config.train, config.federate
     batches = make_schedule(config).batches
@@ -294,7 +308,8 @@ def make_federation(config: Config, model: LanguageModel) -> Federation:
         min_clients=federate.min_clients,
         equal_weights=federate.ignore_weight,
         lone_client=federate.lone_client,
-        strategy=RateStrategy(train.train_strategy, train.optimizer.lr, train.lr_width),
+        strategy=RateStrategy(train.train_strategy, train.optimizer.lr, train.lr_width, own.strategy),
+        weigh=own.weigh,
         rules=rules,
         segments=model.segments,
         server=ServerOptimizer(

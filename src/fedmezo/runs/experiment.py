@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -37,7 +38,9 @@ from fedmezo.runs.directory import (
     write_environment,
     write_text,
 )
+from fedmezo.runs.evaluate import Evaluation
 from fedmezo.runs.journal import JOURNAL_FILE, JournalWriter, read_journal
+from fedmezo.runs.own import Listener, Measure, Own, RoundEvent
 from fedmezo.runs.placement import HERE, Placement
 from fedmezo.runs.places import anchored
 from fedmezo.runs.snapshots import load_snapshot, snapshots_of
@@ -76,10 +79,27 @@ def run(config: Config, notices: Sequence[str] = (), place: Placement = HERE) ->
     Raises:
         FedMeZOError: whatever a user can act on.
     """
-    config = anchored(config)
+    return run_in(new_folder(config), config, Console(), notices, place)
+
+
+def new_folder(config: Config) -> Path:
+    """Make the folder of a run, if the run can begin at all.
+
+    Raises:
+        ConfigError: the optimiser does not take its keys.
+        RunError: the folder cannot be made.
+    """
     assemble.check_optimizer(config)
-    console = Console()
-    folder = new_run_directory(Path(config.outdir), config.expname or _default_name(config))
+    return new_run_directory(Path(config.outdir), config.expname or _default_name(config))
+
+
+def run_in(folder: Path, config: Config, console: Console, notices: Sequence[str] = (), place: Placement = HERE) -> int:
+    """Start a run in a folder that `new_folder` made and bring it to its end; returns the exit code.
+
+    Raises:
+        FedMeZOError: whatever a user can act on.
+    """
+    config = anchored(config)
     try:
         with at_work(console, folder, place) as log:
             write_text(folder / CONFIG_FILE, config.to_yaml())  # first: all that a resume needs
@@ -140,7 +160,7 @@ def load_parts(
     config: Config, folder: Path, log: RunLog, initial: Tensor | None = None, place: Placement = HERE
 ) -> Run:
     """Load the model and the data, and show how they are divided; `initial` is theta (d,) where it is known."""
-    tuned = assemble.load_model(config)
+    tuned = place.model(config)
     for notice in tuned.notices:
         logger.warning(notice)
     holdings = place.holdings(config, tuned, log.console)
@@ -245,7 +265,7 @@ def _training(
     records: Sequence[RoundRecord],
 ) -> Training:
     config, tuned = this.config, this.tuned
-    federation = assemble.make_federation(config, tuned.model)
+    federation = assemble.make_federation(config, tuned.model, this.place.own)
     restored = bool(config.federate.restore_from)
     downlink = Downlink(
         federation.rules.protocol,
@@ -268,6 +288,7 @@ def _training(
         forward_passes_per_batch=estimator.passes if estimator else 1,
         journal=journal,
         sinks=sinks,
+        listeners=_listeners(this.place.own),
         state=state,
         hashes=hashes,
     )
@@ -278,11 +299,32 @@ def _evaluation_plan(this: Run) -> EvaluationPlan:
     stop = config.early_stop
     return EvaluationPlan(
         freq=config.eval.freq,
-        measures=assemble.measures(config, this.tuned, this.holdings),
+        measures=_measures(this),
         key=config.eval.best_res_update_round_wise_key,
         stopping=EarlyStopping(stop.patience, stop.delta, stop.improve_indicator_mode),
         by_client=this.place.by_client,
     )
+
+
+def _measures(this: Run) -> dict[str, Callable[[Tensor], Evaluation]]:
+    """What the configuration has measured, and what a program has besides."""
+    model, tokenizer = this.tuned.model, this.tuned.tokenizer
+
+    def own(measure: Measure, theta: Tensor) -> Evaluation:
+        return Evaluation(float(measure(model.at(theta), tokenizer)), {})
+
+    measures = assemble.measures(this.config, this.tuned, this.holdings)
+    return measures | {name: partial(own, measure) for name, measure in this.place.own.metrics.items()}
+
+
+def _listeners(own: Own) -> list[Listener]:
+    """Whom the rounds are told to; some hear only of those that were evaluated."""
+
+    def when_evaluated(listener: Listener, event: RoundEvent) -> None:
+        if any(metric.event == "eval" for metric in event.metrics):
+            listener(event)
+
+    return [*own.on_round, *(partial(when_evaluated, listener) for listener in own.on_evaluation)]
 
 
 def _sinks(this: Run, metrics: Sequence[Metric]) -> list[Sink]:

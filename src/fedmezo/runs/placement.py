@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from rich.console import Console
 
@@ -15,6 +16,7 @@ from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.round import Federation
 from fedmezo.runs import assemble
 from fedmezo.runs.assemble import Holdings, TunedModel
+from fedmezo.runs.own import NOTHING, Own
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,19 @@ class Placement(Protocol):
     @property
     def by_client(self) -> bool:
         """Whether the held-out examples belong to clients, so that their losses are told apart."""
+        ...
+
+    @property
+    def own(self) -> Own:
+        """What a program hands to the run besides the configuration."""
+        ...
+
+    def model(self, config: Config) -> TunedModel:
+        """The base model with a fresh adapter.
+
+        Raises:
+            ModelError: it cannot be had, or not as asked.
+        """
         ...
 
     def holdings(self, config: Config, tuned: TunedModel, console: Console) -> Holdings:
@@ -50,14 +65,20 @@ class Placement(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
 class Here:
     """All clients are simulated in this process, and so are their data."""
 
-    by_client = True
+    own: Own = NOTHING
+    by_client: ClassVar[bool] = True
+
+    def model(self, config: Config) -> TunedModel:
+        """The model that the configuration names."""
+        return assemble.load_model(config)
 
     def holdings(self, config: Config, tuned: TunedModel, console: Console) -> Holdings:
         """Read, encode and divide the data set, and give the model as many lanes as its batches leave room for."""
-        holdings = assemble.load_holdings(config, tuned.tokenizer, console)
+        holdings = assemble.load_holdings(config, tuned.tokenizer, console, self.own.splitter)
         assemble.require_fit(config, tuned, holdings.dataset)
         for notice in assemble.use_lanes(config, tuned, holdings.dataset):
             logger.warning(notice)

@@ -38,7 +38,14 @@ from fedmezo.zo.low_rank import LOW_RANK, directions_for
 logger = logging.getLogger(__name__)
 
 
-def replay(folder: Path, *, to_round: int | None = None, out: Path | None = None, base: str | None = None) -> int:
+def replay(
+    folder: Path,
+    *,
+    to_round: int | None = None,
+    out: Path | None = None,
+    base: str | None = None,
+    console: Console | None = None,
+) -> int:
     """Replay a run and check each of its states; returns the exit code.
 
     Args:
@@ -46,11 +53,12 @@ def replay(folder: Path, *, to_round: int | None = None, out: Path | None = None
         to_round: stop after so many rounds, whatever follows; None for all.
         out: where to write the adapter; None for nowhere.
         base: where the base model is, if not where the run had it.
+        console: where to show it; None for the terminal.
 
     Raises:
         FedMeZOError: whatever a user can act on; RunError naming the first state that differs.
     """
-    console = Console()
+    console = console or Console()
     require_free(out)
     journal = read_journal(folder / JOURNAL_FILE, to_round)
     _check(journal, folder, to_round)

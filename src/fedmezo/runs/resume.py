@@ -81,7 +81,14 @@ _CONTENTS = {
 """Fields of the header that describe content, and what to call it."""
 
 
-def resume(folder: Path, *, force: bool = False, place: Placement = HERE, moved: Moved = NOT_MOVED) -> int:
+def resume(
+    folder: Path,
+    *,
+    force: bool = False,
+    place: Placement = HERE,
+    moved: Moved = NOT_MOVED,
+    console: Console | None = None,
+) -> int:
     """Bring a run to its end; returns the exit code.
 
     Args:
@@ -90,12 +97,13 @@ def resume(folder: Path, *, force: bool = False, place: Placement = HERE, moved:
             end; the journal keeps a remark of it.
         place: where its clients are.
         moved: what is not where the run had it.
+        console: where to show it; None for the terminal.
 
     Raises:
         FedMeZOError: whatever a user can act on; RunError if what is there is damaged or differs.
     """
     config = moved.applied(_config_of(folder))
-    with at_work(Console(), folder, place) as log:
+    with at_work(console or Console(), folder, place) as log:
         if not (folder / JOURNAL_FILE).exists():
             _require_untouched(folder)
             _sweep(folder)
@@ -137,7 +145,8 @@ def _go_on(config: Config, folder: Path, log: RunLog, journal: Journal, place: P
     faults = [*_changes(this, recorded, journal.header), *_losses(folder, journal)]
     if faults and not force:
         raise RunError(_refusal(folder, faults))
-    state = restore(folder, journal, assemble.make_federation(config, this.tuned.model), this.starting_theta())
+    federation = assemble.make_federation(config, this.tuned.model, place.own)
+    state = restore(folder, journal, federation, this.starting_theta())
     metrics = _cut_back(folder, journal.next_round)
     writer = JournalWriter.reopen(folder / JOURNAL_FILE, journal)
     if faults:

@@ -23,9 +23,10 @@ from fedmezo.federation.messages import BYTES_PER_PARAMETER
 from fedmezo.federation.round import Federation, ServerState, close_round_, plan_round
 from fedmezo.records import Refusal, RoundRecord
 from fedmezo.results.console import RoundProgress, RoundStatus
-from fedmezo.results.metrics import Metric, Sink, is_accuracy, measured
+from fedmezo.results.metrics import Metric, Sink, evaluated, is_accuracy, measured
 from fedmezo.runs.evaluate import Evaluable, Evaluation
 from fedmezo.runs.journal import JournalWriter
+from fedmezo.runs.own import Listener, RoundEvent
 from fedmezo.runs.snapshots import delete_snapshots, save_snapshot, snapshot_rounds, snapshots_of
 from fedmezo.runs.stopping import EarlyStopping
 from fedmezo.zo.low_rank import LOW_RANK
@@ -82,6 +83,7 @@ class Training:
         forward_passes_per_batch: of a client's local step.
         journal: where rounds are committed.
         sinks: where metrics go.
+        listeners: who hears of each round, once it is committed.
         state: the server's.
         evaluations: (round, cost) of the key so far.
         hashes: state hash of every round so far; the first is the initial one.
@@ -98,6 +100,7 @@ class Training:
     forward_passes_per_batch: int
     journal: JournalWriter
     sinks: Sequence[Sink]
+    listeners: Sequence[Listener]
     state: ServerState
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
@@ -130,6 +133,7 @@ class Training:
         self._write(metrics)
         if self.keep_initial or self.federation.rules.protocol == WEIGHTS:
             self._snapshot()
+        self._tell(metrics)
         progress.update(_status(0, metrics))
 
     def _round(self) -> RoundStatus:
@@ -143,6 +147,7 @@ class Training:
         metrics.append(measured("seconds", time.monotonic() - started, round_index=self.state.round))
         self._write(metrics)
         self._commit(record)
+        self._tell(metrics)
         return _status(self.state.round, metrics)
 
     def _closed_round(self) -> tuple[RoundRecord, RoundResult]:
@@ -164,6 +169,10 @@ class Training:
                     raise
             else:
                 return record, replace(result, refusals=refusals)
+
+    def _tell(self, metrics: Sequence[Metric]) -> None:
+        for listener in self.listeners:
+            listener(RoundEvent(self.state.round, tuple(metrics)))
 
     def _commit(self, record: RoundRecord) -> None:
         here = self.state.round
@@ -201,7 +210,7 @@ class Training:
         metrics = []
         for name, measure in self.evaluation.measures.items():
             result = measure(self.state.theta)
-            metrics.append(measured(name, result.value, round_index=self.state.round))
+            metrics.append(evaluated(name, result.value, round_index=self.state.round))
             for client, value in result.client_values.items() if self.evaluation.by_client else ():
                 metrics.append(measured(name, value, round_index=self.state.round, client=client))
             if name == self.evaluation.key:

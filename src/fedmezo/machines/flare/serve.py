@@ -36,6 +36,7 @@ from fedmezo.runs import assemble
 from fedmezo.runs.assemble import Holdings, TunedModel
 from fedmezo.runs.experiment import run
 from fedmezo.runs.journal import JOURNAL_FILE
+from fedmezo.runs.own import NOTHING, Own
 from fedmezo.runs.resume import resume
 from fedmezo.zo.arithmetic import state_hash
 
@@ -70,6 +71,15 @@ class Elsewhere:
 
     def __post_init__(self) -> None:
         self.by_client = self.divided is not None
+
+    @property
+    def own(self) -> Own:
+        """Nothing: sites run what the configuration says."""
+        return NOTHING
+
+    def model(self, config: Config) -> TunedModel:
+        """The server's, which evaluates and compares."""
+        return assemble.load_model(config)
 
     def holdings(self, config: Config, tuned: TunedModel, console: Console) -> Holdings:
         """The server's own examples, all of them held out; the sites' are theirs."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import ray
 import torch
@@ -26,7 +27,9 @@ from fedmezo.records import RoundPlan, RoundRecord
 from fedmezo.runs import assemble
 from fedmezo.runs.assemble import Holdings, TunedModel
 from fedmezo.runs.experiment import run
+from fedmezo.runs.own import NOTHING, Own
 from fedmezo.runs.placement import HERE
+from fedmezo.runs.places import anchored
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +69,12 @@ def _ray(config: Config) -> Iterator[int]:
 class Workers:
     """A `runs.placement.Placement`: as in a simulation, but for who runs the clients."""
 
-    by_client = True
+    by_client: ClassVar[bool] = True
+    own: ClassVar[Own] = NOTHING
+
+    def model(self, config: Config) -> TunedModel:
+        """The server's, which evaluates."""
+        return assemble.load_model(config)
 
     def holdings(self, config: Config, tuned: TunedModel, console: Console) -> Holdings:
         """Read and divide the data set, and take no more lanes than a worker's part of the cohort can fill."""
@@ -83,7 +91,7 @@ class Workers:
         needs = {"num_gpus": 1} if config.use_gpu else {"num_cpus": 1}
         actor = ray.remote(Worker).options(**needs)
         pool = WorkerPool(
-            start=lambda: actor.remote(_found_from_anywhere(config), tuned.model.lanes, tuned.base_hash),
+            start=lambda: actor.remote(anchored(config), tuned.model.lanes, tuned.base_hash),
             size=min(config.workers, federation.cohort_size),
             group_size=assemble.clients_at_once(config, tuned.model),
             follows=federation.rules.protocol == SCALARS and federation.server.method == FEDAVG,
@@ -119,11 +127,3 @@ class Dealt:
         """Let everybody follow."""
         self.simulation.close_round(record)
         self.pool.close_round(record)
-
-
-def _found_from_anywhere(config: Config) -> Config:
-    """Workers have folders of their own: what is a path here is made absolute."""
-    data = config.data.model_copy(update={"root": str(Path(config.data.root).absolute())})
-    name = config.model.type
-    model = config.model.model_copy(update={"type": str(Path(name).absolute()) if Path(name).exists() else name})
-    return config.model_copy(update={"data": data, "model": model})
