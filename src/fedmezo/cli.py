@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 
 from fedmezo import __version__
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0].startswith("--cfg"):  # as FederatedScope's main.py is called
         words.insert(0, "run")
+    _replace_what_cannot_be_shown()
     options = _parse(words)
     command: Command = options.command
     try:
@@ -48,6 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(interrupt.args[0] if interrupt.args else "interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _replace_what_cannot_be_shown() -> None:
+    """Let no character that a terminal or a file cannot hold end a command: a question mark stands for it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
@@ -259,7 +268,11 @@ def _require_one_machine(config: Config) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from fedmezo.runs.places import missing
+
     config, notices = _load(options)
+    if absent := missing(config):
+        raise ConfigError("\n".join(absent))
     print(_summary(config))
     for notice in notices:
         print(f"notice: {notice}")

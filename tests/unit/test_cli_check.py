@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Sequence
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,36 @@ def test_check_imports_nothing_heavy() -> None:
 def test_the_package_runs_as_a_module() -> None:
     result = subprocess.run([sys.executable, "-m", "fedmezo", "check", TESTCASE], capture_output=True, check=True)
     assert result.stdout.endswith(b"ok\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_what_a_terminal_cannot_show_ends_nothing(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, error = (TextIOWrapper(BytesIO(), encoding=encoding) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", error)
+    assert main(["check", "expname=\u8bad\u7ec3", "federate.share_local_model=True"]) == 0
+    assert main(["check", "outdir=\u8bad", "seed=\u7ec3"]) == 2
+    print("\u8bad\ud800")
+    for stream in (out, error):
+        stream.flush()
+    assert "seed: got '?'" in error.buffer.getvalue().decode(encoding)
+    assert out.buffer.getvalue().decode(encoding).endswith("??\n")
+
+
+def test_check_says_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["check", f"data.root={tmp_path}"]
+    assert main([*words, f"model.type={tmp_path}/none", "data.type=mine.jsonl"]) == 2
+    assert capsys.readouterr().err == (
+        f"model.type is {tmp_path}/none, but there is no such folder or file here\n"
+        f"data.type is mine.jsonl, but there is no file {tmp_path}/mine.jsonl; put it there, or change data.root\n"
+    )
+    (tmp_path / "mine.jsonl").touch()
+    assert main([*words, "model.type=owner/model", "data.type=mine.jsonl"]) == 0
+    assert main([*words, "data.type=gsm8k"]) == 0  # would be fetched
+
+
+def test_a_name_in_a_folder_that_is_here_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "model.type=models/mine"]) == 0
+    (tmp_path / "models").mkdir()
+    assert main(["check", "model.type=models/mine"]) == 2

@@ -131,6 +131,22 @@ def test_work_on_a_terminal_is_live() -> None:
     assert "2 of 4" in printed(console)
 
 
+def test_work_on_a_terminal_leaves_its_figures_and_no_bar() -> None:
+    console = live_console()
+    with work_progress(console, "tokenising", clock=clock()) as show:
+        show(4, 4)
+    last = printed(console).rpartition(ESCAPE)[2]  # what no later code erases
+    assert "tokenising: 4 of 4, " in last
+    assert "eta" not in last
+
+
+def test_work_that_had_nothing_to_do_leaves_nothing_on_a_terminal() -> None:
+    console = live_console()
+    with work_progress(console, "reading bundled"):
+        pass
+    assert "reading" not in printed(console).rpartition(ESCAPE)[2]
+
+
 def test_the_partition_table() -> None:
     console = plain_console()
     show_partition(console, {"train": [{"a": 10, "b": 2}, {"b": 1200}], "val": [{"a": 1}, {"b": 3}]})

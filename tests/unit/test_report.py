@@ -57,6 +57,8 @@ def test_a_report_is_a_picture_and_a_page_that_needs_no_other_file(tmp_path: Pat
     (embedded,) = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
     assert base64.b64decode(embedded) == picture.read_bytes()
     assert "<title>Run a&lt;b</title>" in html
+    assert '<meta name="viewport" content="width=device-width' in html  # a phone draws it as wide as its screen
+    assert html.count("<table>") == html.count('<div class="wide"><table>')  # where a table scrolls, not the page
     assert not re.search(r'(src|href)="(http|/)', html)
     rows = cells(html)
     assert ["validation loss", "2.5000 -&gt; 2.0000", "-20.0 %"] in rows

@@ -265,3 +265,32 @@ def test_what_python_refuses_to_parse_is_a_mistake_in_the_data(
     with pytest.raises(DataError) as caught:
         load_examples(name, tmp_path)
     assert str(caught.value) == f"{path}{place}: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("codealpaca", "rosetta_alpaca"), ("code_alpaca", "rosetta_alpaca"), ("Code-Alpaca-20k", "rosetta_alpaca"),
+     ("dolly", "dolly-15k"), ("databricks-dolly-15k", "dolly-15k"), ("CSN", "code_search_net"),
+     ("alpacca", "alpaca"), ("gsm8", "gsm8k")],
+)  # fmt: skip
+def test_a_name_from_elsewhere_leads_to_its_own_data_set(name: str, meant: str) -> None:
+    with pytest.raises(DataError, match=f"did you mean '{meant}'"):
+        data_set_name(name)
+
+
+def test_doubled_keys_and_blank_answers_are_named_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = '{"instruction": "a", "output": "b"}'
+    doubled = '{"instruction": "a", "output": "b", "output": "c"}'
+    blank = '{"instruction": "a", "output": " \\t"}'
+    (tmp_path / "mine.jsonl").write_text("\n".join([good, doubled, blank, doubled]))
+    (tmp_path / "mine.json").write_text(f"[{good}, {doubled}]")
+    examples = load_examples("mine.jsonl", tmp_path)
+    assert [example.output for example in examples] == ["b", "c", " \t", "c"]
+    load_examples("mine.json", tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"2 of 4 examples give a key twice, of which the last counts; the first is {tmp_path}/mine.jsonl, line 2, key "
+        "'output'",
+        f"1 of 4 answers are white space alone, and are learned as such; the first is {tmp_path}/mine.jsonl, line 3",
+        f"1 of 2 examples give a key twice, of which the last counts; the first is {tmp_path}/mine.json, item 2, key "
+        "'output'",
+    ]

@@ -105,3 +105,20 @@ def test_human_bytes(count: int, text: str) -> None:
 )
 def test_human_seconds(seconds: float, text: str) -> None:
     assert human_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("losses", "remark"),
+    [
+        ((16.0, 5.0, 9.6656), "diverged: it was 5.0000 after round 1"),
+        ((0.28, 9.7, 9.6), "diverged: it was 0.2800 after round 0"),
+        ((2.0, 1.0, math.nan), "diverged: no longer finite"),
+        ((2.0, 1.0, math.inf), "diverged: no longer finite"),
+        ((math.nan, 3.0, 2.0), ""),
+        ((2.0, 1.0, 1.4), "-30.0 %"),
+    ],
+)
+def test_a_loss_that_rose_again_is_not_reported_as_a_gain(losses: tuple[float, ...], remark: str) -> None:
+    metrics = [measured("val_loss", loss, round_index=at) for at, loss in enumerate(losses)]
+    (row,) = [row for row in summary_rows(summarise(metrics)) if row.heading == "validation loss"]
+    assert row.remark == remark

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from fedmezo.data.oddities import Oddities, object_of
 from fedmezo.data.rows import Layout, Row, example_of, kind_of
 from fedmezo.data.tables import csv_rows, parquet_rows
 from fedmezo.errors import DataError
 from fedmezo.records import Example
+
+logger = logging.getLogger(__name__)
 
 FILE_SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".csv", ".parquet")
 """Of the files that can be read."""
@@ -27,9 +31,14 @@ def read_examples(path: Path, layout: Layout) -> list[Example]:
 
 def examples_of(what: str, rows: Iterable[Row], layout: Layout) -> list[Example]:
     """The examples of a table's rows; `what` names it. Raises DataError if there is none, or naming a row."""
-    examples = [example_of(where, row, layout) for where, row in rows]
+    examples, oddities = [], Oddities()
+    for where, row in rows:
+        examples.append(example_of(where, row, layout))
+        oddities.note(where, row, examples[-1])
     if not examples:
         raise DataError(f"{what} holds no example")
+    for notice in oddities.notices(len(examples)):
+        logger.warning(notice)
     return examples
 
 
@@ -90,7 +99,7 @@ def _items(path: Path, text: str) -> Iterator[Row]:
 def _parse(path: Path, text: str, first_line: int) -> object:
     where = path if path.suffix == ".json" else f"{path}, line {first_line}"  # these errors have no position
     try:
-        value: object = json.loads(text)
+        value: object = json.loads(text, object_pairs_hook=object_of)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise DataError(

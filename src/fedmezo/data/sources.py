@@ -21,7 +21,7 @@ What a row of the last three may hold, `rows.py` says.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -174,12 +174,51 @@ def data_set_name(data_type: str) -> str:
         return name.lower()
     if _HUB_NAME.fullmatch(name):
         return name
-    close = "".join(f" (did you mean {match!r}?)" for match in get_close_matches(name.lower(), known, n=1))
+    close = f" (did you mean {meant!r}?)" if (meant := _meant(name, known)) else ""
     raise DataError(
         f"data.type {data_type!r}: there is no data set {name!r}{close}. Allowed: {', '.join(known)}, "
         f"under data.root a file ({', '.join(FILE_SUFFIXES)}) or a folder of datasets.save_to_disk, or OWNER/NAME on "
         "the Hugging Face hub"
     )
+
+
+_OTHER_NAMES = {
+    "codealpaca": "rosetta_alpaca",
+    "rosetta": "rosetta_alpaca",
+    "stanfordalpaca": "alpaca",
+    "alpacadata": "alpaca",
+    "cleanedalpaca": "alpaca_cleaned",
+    "alpacadatacleaned": "alpaca_cleaned",
+    "dolly": "dolly-15k",
+    "databricksdolly15k": "dolly-15k",
+    "gsm": "gsm8k",
+    "gradeschoolmath": "gsm8k",
+    "csn": "code_search_net",
+    "codesearchnet": "code_search_net",
+}
+"""What data sets are called elsewhere, in letters and digits alone: a similar name is often another one's."""
+
+
+def _meant(name: str, known: Sequence[str]) -> str | None:
+    """The known data set that a name was probably meant to be: by what it is called elsewhere, else by its letters."""
+    letters = re.sub(r"[^a-z0-9]|(_?(20|1|2)k)$", "", name.lower())
+    if letters in _OTHER_NAMES:
+        return _OTHER_NAMES[letters]
+    return next(iter(get_close_matches(name.lower(), known, n=1)), None)
+
+
+def missing_data(data_type: str, root: Path) -> str | None:
+    """What is not there of a data set that nobody could fetch; None where all is well or can be fetched.
+
+    Raises:
+        DataError: the name is none of a data set.
+    """
+    if is_saved(root / data_type.removesuffix("@llm")):
+        return None
+    name = data_set_name(data_type)
+    if name.endswith(FILE_SUFFIXES) and not (root / name).is_file():
+        return f"data.type is {name}, but there is no file {root / name}; put it there, or change data.root"
+    return None
 
 
 def without_rare_categories(data_type: str, examples: list[Example]) -> list[Example]:

@@ -90,7 +90,7 @@ class RunLog:
     def __init__(self, console: Console, run_dir: Path) -> None:
         self.console = console
         self._logger = logging.getLogger("fedmezo")
-        self._file = _LogFile(run_dir / LOG_FILE, encoding="utf-8", delay=True)
+        self._file = _LogFile(run_dir / LOG_FILE, encoding="utf-8", errors="backslashreplace", delay=True)
         self._file.setFormatter(_PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
         self._screen = _ConsoleHandler(console)
 
@@ -165,7 +165,7 @@ def work_progress(
 
     Yields a function to call with what is done so far and the total (None where it is not known), in bytes or items.
     """
-    bar = _bar(console, clock)
+    bar = _bar(console, clock, transient=True)
     task = bar.add_task(escape(description), total=None, figures="")
     start = clock()
     figures = ""
@@ -177,7 +177,7 @@ def work_progress(
 
     with bar:
         yield show
-    if figures and not console.is_interactive:  # work that was never reported on had nothing to do
+    if figures:  # work that was never reported on had nothing to do
         _print_plain(console, f"{description}: {figures}, {human_seconds(clock() - start)}")
 
 
@@ -314,8 +314,11 @@ def _sum(clients: Sequence[Mapping[str, int]]) -> dict[str, int]:
     return total
 
 
-def _bar(console: Console, clock: Callable[[], float]) -> Progress:
-    """Return a live bar, which shows nothing where the console is not an interactive terminal."""
+def _bar(console: Console, clock: Callable[[], float], *, transient: bool = False) -> Progress:
+    """Return a live bar, which shows nothing where the console is not an interactive terminal.
+
+    A transient one leaves no line behind.
+    """
     return Progress(
         TextColumn("{task.description}"),
         *([BarColumn(bar_width=20)] if console.width >= WIDTH_FOR_A_BAR else []),
@@ -324,6 +327,7 @@ def _bar(console: Console, clock: Callable[[], float]) -> Progress:
         TextColumn("eta"),
         TimeRemainingColumn(compact=True),
         console=console,
+        transient=transient,
         disable=not console.is_interactive,
         refresh_per_second=REFRESHES_PER_SECOND,
         get_time=clock,

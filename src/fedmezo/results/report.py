@@ -66,6 +66,12 @@ th, td { text-align: left; padding: .25rem 1.25rem .25rem 0; border-bottom: 1px 
 thead th { border-bottom: 2px solid #222; }
 tbody th { font-weight: normal; color: #555; }
 td { overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+@media (max-width: 40rem) {
+  body { margin: 1rem auto; padding: 0 .75rem; font-size: 14px; }
+  th, td { padding-right: .6rem; }
+  tbody th { overflow-wrap: anywhere; }
+}
 """
 
 
@@ -208,9 +214,12 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
     return {key: ".".join(key.split(".")[-2:]) if word in vague else word for key, word in zip(keys, last, strict=True)}
 
 
+_PHONE = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+
+
 def _page(title: str, body: Sequence[str], renewed_after: int | None = None) -> bytes:
     renewal = "" if renewed_after is None else f'<meta http-equiv="refresh" content="{renewed_after}">'
-    head = f'<meta charset="utf-8">{renewal}<title>{escape(title)}</title><style>{STYLE}{CURVES_STYLE}</style>'
+    head = f'<meta charset="utf-8">{_PHONE}{renewal}<title>{escape(title)}</title><style>{STYLE}{CURVES_STYLE}</style>'
     text = "\n".join([f"<h1>{escape(title)}</h1>", *body])
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{text}\n</body></html>\n'.encode()
 
@@ -223,7 +232,7 @@ def _table(rows: Sequence[Sequence[str]], headings: Sequence[str] = ()) -> str:
     head = (
         "<thead><tr>" + "".join(f"<th>{escape(text)}</th>" for text in headings) + "</tr></thead>" if headings else ""
     )
-    return f"<table>{head}<tbody>\n" + "\n".join(map(_row, rows)) + "\n</tbody></table>"
+    return f'<div class="wide"><table>{head}<tbody>\n' + "\n".join(map(_row, rows)) + "\n</tbody></table></div>"
 
 
 def _row(cells: Sequence[str]) -> str:

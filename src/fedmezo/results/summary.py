@@ -160,9 +160,23 @@ def human_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+DIVERGED = 1.5
+"""How many times its lowest value a loss must end at to be called diverged, whatever it began at."""
+
+
 def _loss_row(part: Evaluations) -> Row:
-    change = f"{(part.after / part.before - 1) * 100:+.1f} %" if part.before > 0 else ""
-    return Row(PART_OF_LOSS[part.name], f"{part.before:.4f} -> {part.after:.4f}", change)
+    return Row(PART_OF_LOSS[part.name], f"{part.before:.4f} -> {part.after:.4f}", _change(part))
+
+
+def _change(part: Evaluations) -> str:
+    """By how much a loss has changed; a share of the first would hide that it rose again after it had fallen."""
+    if not math.isfinite(part.after):
+        return "diverged: no longer finite"
+    best_round, best = part.best
+    if 0 < best < math.inf and part.after >= DIVERGED * best:
+        return f"diverged: it was {best:.4f} after round {best_round:,}"
+    usable = 0 < part.before < math.inf
+    return f"{(part.after / part.before - 1) * 100:+.1f} %" if usable else ""
 
 
 def _accuracy_row(part: Evaluations) -> Row:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmezo.config import Config
+from fedmezo.data.sources import missing_data
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,27 @@ def anchored(config: Config) -> Config:
             "llm": config.llm.model_copy(update={"cache": cache}),
         }
     )
+
+
+def missing(config: Config) -> list[str]:
+    """What a run would need from this machine and not find: a local folder or file of the model, a file of data.
+
+    Raises:
+        DataError: `data.type` is no data set at all.
+    """
+    found = (_missing_model(config.model.name), missing_data(config.data.type, Path(config.data.root)))
+    return [text for text in found if text is not None]
+
+
+def _missing_model(name: str) -> str | None:
+    """The same for a model; a name of one or two words may be on the hub, unless its first is a folder here."""
+    path = Path(name).expanduser()
+    if path.exists() or name.startswith("package:"):
+        return None
+    is_path = name.startswith(("/", ".", "~")) or len(path.parts) > (3 if name.endswith(".gguf") else 2)
+    if is_path or (len(path.parts) > 1 and Path(path.parts[0]).is_dir()):
+        return f"model.type is {name}, but there is no such folder or file here"
+    return None
 
 
 def _absolute(path: str) -> str:
