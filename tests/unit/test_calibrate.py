@@ -98,6 +98,7 @@ def bench_of(model: Bowl, *overrides: str) -> Bench:
         tokenizer=cast(PreTrainedTokenizerFast, None),
         base_hash="",
         dtype=torch.float32,
+        quantization="none",
         theta=theta,
         notices=(),
     )

@@ -572,7 +572,7 @@ OVERRIDES = [
     ("train.optimizer.type=adamw",
      "train.optimizer.type: got 'adamw'; needs one of ASGD, Adadelta, Adafactor, Adagrad, Adam, AdamW, Adamax, Muon, "
      "NAdam, RAdam, RMSprop, Rprop, SGD; did you mean AdamW?"),
-    ("model.dtype=fp16", "model.dtype: got 'fp16'; needs one of float32, bfloat16, float16"),
+    ("model.dtype=fp16", "model.dtype: got 'fp16'; needs auto, float32, bfloat16 or float16"),
     ("data.type=cifar10@torchvision",
      "data.type: got 'cifar10@torchvision'; needs NAME or NAME@llm, for example alpaca@llm or mine.jsonl@llm"),
     ("data.splits=[0.9, 0.1]", "data.splits: got [0.9, 0.1]; needs three numbers of at least 0 that sum to 1"),

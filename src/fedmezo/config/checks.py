@@ -20,7 +20,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     """All of them."""
     for check in (_rates, _splits, _evaluation, _early_stop, _cohort, _protocol, _server, _fedprox, _optimizer):
         yield from check(config)
-    for check in (_adapter, _options, _template, _answers):
+    for check in (_adapter, _quantization, _options, _template, _answers):
         yield from check(config)
 
 
@@ -148,18 +148,27 @@ def _adapter(config: Config) -> Iterator[Conflict]:
 def _whole(config: Config) -> Iterator[Conflict]:
     """Without an adapter the state is the weights themselves."""
     why = "but without an adapter (llm.adapter.use: False) the weights themselves are trained"
-    if config.model.dtype not in (None, "float32"):
+    if config.model.dtype not in (None, "auto", "float32"):
         text = f"is {config.model.dtype}, {why}, in float32; set it to float32, or train an adapter"
         yield Conflict(("model.dtype", "llm.adapter.use"), text)
     elif config.train.is_enable_half and config.model.dtype is None:
         text = f"is True, {why}, in float32; set it to False, or train an adapter"
         yield Conflict(("train.is_enable_half", "llm.adapter.use"), text)
+    if config.model.quantization not in (None, "none"):
+        text = f"is {config.model.quantization}, {why}; leave it out, or train an adapter"
+        yield Conflict(("model.quantization", "llm.adapter.use"), text)
     if config.trainer.type == "mezotrainer" and config.train.optimizer.weight_decay != 0:
         text = f"is {config.train.optimizer.weight_decay}, {why}, and all clients share them; needs 0, or an adapter"
         yield Conflict(("train.optimizer.weight_decay", "llm.adapter.use"), text)
     if config.federate.restore_from:
         text = f"is {config.federate.restore_from}, {why}; set model.type to that folder instead"
         yield Conflict(("federate.restore_from", "llm.adapter.use"), text)
+
+
+def _quantization(config: Config) -> Iterator[Conflict]:
+    if config.model.quantization == "int8-dynamic" and config.trainer.type == "llmtrainer":
+        text = "is int8-dynamic, whose rounded activations have no gradient; set it to int8 or nf4"
+        yield Conflict(("model.quantization", "trainer.type"), f"{text}, or trainer.type: mezotrainer")
 
 
 def _options(config: Config) -> Iterator[Conflict]:

@@ -1,8 +1,9 @@
 """The configuration as frozen data: every key, its default, what it may hold, and one sentence on what it does.
 
 The keys and defaults are those of FederatedScope's FedMeZO branch; `train.zo`, `train.lr_width`, `federate.protocol`,
-`federate.min_clients`, `fedopt`, `eval.samples` and `model.dtype` are ours. To add a key, add a field with its
-sentence below it: reading, errors and docs/config.md follow. What concerns two keys together belongs in `checks.py`.
+`federate.min_clients`, `fedopt`, `eval.samples`, `model.dtype` and `model.quantization` are ours. To add a key, add a
+field with its sentence below it: reading, errors and docs/config.md follow. What concerns two keys together belongs in
+`checks.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ Method = Literal["FedAvg", "FedAvgM", "FedAdam", "FedYogi"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Noise = Literal["gaussian", "rademacher", "low-rank"]
 Rank = Literal[1, 4, 16, 64, 256]
+Quantization = Literal["none", "int8", "int8-dynamic", "nf4"]
 # torch.optim without LBFGS (needs a closure) and SparseAdam (needs sparse gradients); torch is not imported here.
 OptimizerName = Literal[
     "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "RAdam", "RMSprop",
@@ -335,8 +337,10 @@ class Model(Section):
         Field(pattern=r"^[^@]+(@huggingface_llm)?$", examples=["openlm-research/open_llama_3b_v2@huggingface_llm"])
     )
     """A causal language model: a name on the Hugging Face hub, a local folder, or a GGUF file ([models](models.md))."""
-    dtype: Dtype | None = None
-    """Number format of the base weights. Unset: float32, or with `train.is_enable_half` the device's half precision."""
+    dtype: Annotated[Literal["auto"] | Dtype | None, Allowed("auto, float32, bfloat16 or float16")] = None
+    """Number format of the base weights; auto: the fastest here with a sound g. Unset: float32, or half precision."""
+    quantization: Quantization | None = None
+    """Linear layers with weights in 8 or 4 bits, int8-dynamic: products too. Unset: none, or as dtype auto finds."""
 
     trust_remote_code: bool = False
     """Run Python code that the model brings along, where transformers has none for it: it has all your rights."""

@@ -30,7 +30,7 @@ SHARED: dict[str, Any] = {
     "grad": True,
     "trainer": True,
 }
-"""The keys that are sent; `model.dtype` goes with them, as the server resolved it."""
+"""The keys that are sent; `model.dtype` and `model.quantization` go with them, as the server resolved them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class WorkerOptions:
 def shared_settings(config: Config, dtype: str) -> dict[str, Any]:
     """What the sites are told; `dtype` is that of the server's base weights."""
     settings = config.model_dump(mode="json", include=SHARED)
-    return {**settings, "model": {"dtype": dtype}}
+    return {**settings, "model": {"dtype": dtype, "quantization": config.model.quantization}}
 
 
 def site_config(settings: Mapping[str, Any], options: WorkerOptions) -> Config:
@@ -62,7 +62,7 @@ def site_config(settings: Mapping[str, Any], options: WorkerOptions) -> Config:
     Raises:
         ConfigError: the server sent what it should not, or what does not fit together.
     """
-    _require_shared(settings, {**SHARED, "model": {"dtype": True}}, "")
+    _require_shared(settings, {**SHARED, "model": {"dtype": True, "quantization": True}}, "")
     try:
         config = Config.model_validate(_with_own(settings, options))
     except ValidationError as error:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from fedmezo.models.label_loss import LabelLosses, LabelOnlyPath, LabelPositions, losses_agree, probe_of
 from fedmezo.models.lanes import EagerForward, LaneForward, give
+from fedmezo.models.quantised import rounding_of
 from fedmezo.records import IGNORE_LABEL, Batch
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def compiled_forward(forward: EagerForward, base: PreTrainedModel, thetas: Tenso
         expected = [forward(some, probe) for some in tried]
         faster = _captured(forward, base, probe) if thetas.device.type == "cuda" else _compiled(forward)
         found = None if faster is None else _losses(faster, tried, probe)
-        if found is not None and all(map(losses_agree, found, expected, 2 * [base.dtype])):
+        if found is not None and all(map(losses_agree, found, expected, 2 * [rounding_of(base)])):
             return faster
     for block in _blocks(forward):
         block._compiled_call_impl = None  # what nn.Module.compile sets; there is no public way back

@@ -9,11 +9,16 @@ from hashlib import sha256
 import torch
 from torch import Tensor, nn
 
+from fedmezo.models.quantised import NONE, scheme_of
+
 _BYTES_AT_ONCE = 1 << 26
 
 
 def base_hash(base: nn.Module) -> str:
     """SHA-256 over the name, dtype, shape and content of every saved tensor of a base model, in the order of names.
+
+    That of a quantised model is over its quantised weights, and begins with the scheme: the same weights are another
+    function where activations are rounded too.
 
     Call it before an adapter is attached, since that renames the tensors. Tied tensors count once, under the name that
     the model lists first. Buffers that are not saved (they follow from the model's config) are left out. Tensors are
@@ -22,17 +27,27 @@ def base_hash(base: nn.Module) -> str:
     tensors = sorted(_saved_tensors(base))
     with ThreadPoolExecutor() as pool:
         digests = pool.map(_content_hash, (tensor for _, tensor in tensors))
-        whole = sha256()
+        scheme = scheme_of(base)
+        whole = sha256() if scheme == NONE else sha256(f"{scheme}\n".encode())
         for (name, tensor), digest in zip(tensors, digests, strict=True):
             whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest}\n".encode())
     return whole.hexdigest()
 
 
 def _saved_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    saved = module.state_dict().keys()
+    saved = module.state_dict()
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if name in saved:
             yield name, tensor.detach()
+    known = {name for name, _ in _with_repeats(module)}
+    for name in saved.keys() - known:  # scales that a quantised checkpoint's layers keep beside their tensors
+        if isinstance(saved[name], Tensor):
+            yield name, saved[name]
+
+
+def _with_repeats(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 def _content_hash(tensor: Tensor) -> str:

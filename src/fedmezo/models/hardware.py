@@ -8,6 +8,7 @@ import torch
 
 from fedmezo.errors import ModelError
 
+AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -35,13 +36,16 @@ def choose_dtype(name: str | None, half: bool, device: torch.device) -> tuple[to
     """The precision of the base weights, and what the user should be told about it.
 
     Args:
-        name: `model.dtype`: float32, bfloat16 or float16; None leaves the choice to `half`.
+        name: `model.dtype`: float32, bfloat16 or float16; None leaves the choice to `half`. `auto` is float32 here: see
+            `runs.precision` for what a run makes of it.
         half: `train.is_enable_half`: float16 on a GPU, bfloat16 on a CPU that computes in it, else float32.
         device: where the model will run.
 
     Raises:
         ModelError: `name` is none of the three.
     """
+    if name == AUTO:
+        return torch.float32, []
     if name is not None:
         if name not in DTYPES:
             raise ModelError(f"model.dtype is {name!r}; it must be one of {', '.join(DTYPES)}")
@@ -60,6 +64,17 @@ def choose_dtype(name: str | None, half: bool, device: torch.device) -> tuple[to
 
 def cpu_computes_bfloat16() -> bool:
     """Whether the CPU has bfloat16 products of its own; emulated ones are slower than float32."""
+    return _cpu_has("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+
+
+def computes_int8(device: torch.device) -> bool:
+    """Whether the device has int8 products of its own, which sum exactly in int32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (7, 5)
+    return _cpu_has("avx512_vnni", "amx_int8")
+
+
+def _cpu_has(*features: str) -> bool:
     report = getattr(torch.cpu, "get_capabilities", dict)  # an older PyTorch cannot tell
     capabilities: Mapping[str, object] = report()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return any(capabilities.get(name) for name in features)

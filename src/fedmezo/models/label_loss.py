@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fedmezo.errors import ModelError
 from fedmezo.models.foreign import attempt, explained
+from fedmezo.models.quantised import rounding_of
 from fedmezo.models.vocabulary import embedding_and_head, num_rows
 from fedmezo.records import IGNORE_LABEL, Batch
 
@@ -183,7 +184,7 @@ def choose_path(model: nn.Module, base: PreTrainedModel) -> tuple[LossPath, list
     _, head = embedding_and_head(base)
     if head is not None:
         label_only = LabelOnlyPath(model, head, _after_head(base.config), num_rows(base))
-        if _agree(plain, label_only, probe_of(base), base.dtype):
+        if _agree(plain, label_only, probe_of(base), rounding_of(base)):
             return label_only, []
     return plain, [
         f"{type(base).__name__} has other losses than those of its label positions alone: the logits of all "

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from fedmezo.models.flat import ADAPTER_NAME, FlatParameters
 from fedmezo.models.foreign import attempt
 from fedmezo.models.label_loss import LossPath, choose_path, losses_agree, probe_of
+from fedmezo.models.quantised import rounding_of
 from fedmezo.records import IGNORE_LABEL, Batch, Segment
 
 
@@ -167,7 +168,7 @@ def with_lanes(model: PeftModel, flat: FlatParameters, path: LossPath) -> tuple[
     """
     base = base_of(model)
     forward = attempt(lambda: _laned_form(model, flat))
-    if forward is not None and _agree(forward, path, flat, probe_of(base), base.dtype):
+    if forward is not None and _agree(forward, path, flat, probe_of(base), rounding_of(base)):
         return forward, []
     return None, [
         f"train.lanes: {type(base).__name__} with this adapter has no laned form: one perturbed copy of the adapter is "

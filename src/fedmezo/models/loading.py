@@ -20,6 +20,7 @@ from transformers.utils import logging
 from fedmezo.errors import FedMeZOError, ModelError
 from fedmezo.models.foreign import brief
 from fedmezo.models.gguf import PACKAGE_PREFIX, file_in_package, hub_file, names_gguf, read_gguf
+from fedmezo.models.quantised import NONE, quantise_
 from fedmezo.models.vocabulary import grow_as_once
 
 BUNDLED = "bundled"
@@ -45,6 +46,7 @@ def load_base(
     dtype: torch.dtype,
     device: torch.device,
     *,
+    quantization: str = NONE,
     own_code: bool = False,
     grown: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -56,12 +58,13 @@ def load_base(
         cache_dir: where the hub keeps what it downloads; None or empty for its usual place.
         dtype: precision of the weights.
         device: where the model goes.
+        quantization: one of `models.quantised.SCHEMES`, for the weights of linear layers.
         own_code: run Python code that the model brings along, where transformers has none for it.
         grown: with the special tokens and rows that runs of earlier versions added.
 
     Raises:
-        ModelError: the model cannot be fetched, is incomplete or damaged, is no causal language model, or needs code
-            of its own that may not run.
+        ModelError: the model cannot be fetched, is incomplete or damaged, is no causal language model, needs code of
+            its own that may not run, or cannot be quantised.
     """
     source = locate(name)
     with _explained(source), without_progress_bar(), torch.random.fork_rng(devices=[]):
@@ -76,7 +79,9 @@ def load_base(
         grow_as_once(model, tokenizer)
     model.config.use_cache = False
     model.name_or_path = source  # what a saved adapter names as its base
-    return model.requires_grad_(False).eval().to(device), tokenizer
+    model.requires_grad_(False).eval()
+    quantise_(model, quantization)
+    return model if model.device == device else model.to(device), tokenizer  # some quantised checkpoints cannot move
 
 
 def locate(name: str) -> str:

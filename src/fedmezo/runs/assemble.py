@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from fedmezo.config import Config
-from fedmezo.config.schema import Dtype
+from fedmezo.config.schema import Dtype, Quantization
 from fedmezo.data.encode import EncodedDataset, encode_examples
 from fedmezo.data.fingerprint import dataset_hash, partition_hash
 from fedmezo.data.partition import Indices, Partition, partition, subsample
@@ -34,10 +34,11 @@ from fedmezo.models import fitness
 from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.fingerprint import base_hash
 from fedmezo.models.foreign import explained
-from fedmezo.models.hardware import choose_device, choose_dtype
+from fedmezo.models.hardware import AUTO, choose_device, choose_dtype
 from fedmezo.models.lane_budget import fitting_lanes, longest_batch
 from fedmezo.models.language_model import LanguageModel
 from fedmezo.models.loading import load_base
+from fedmezo.models.quantised import NONE, scheme_of
 from fedmezo.models.vocabulary import settle_special_tokens
 from fedmezo.models.whole import WholeLM
 from fedmezo.records import Example
@@ -53,7 +54,7 @@ from fedmezo.zo.estimators.protocol import Estimator, Settings
 from fedmezo.zo.estimators.two_point import TwoPoint
 from fedmezo.zo.low_rank import LOW_RANK, directions_for
 from fedmezo.zo.noise import Directions, Noise, Purpose, Stream, compiles, words
-from fedmezo.zo.signal import Signal, find_sound_eps
+from fedmezo.zo.signal import Signal, find_sound_eps, measure_signal
 
 MEZO = "mezotrainer"
 BATCHES_FOR_NOISE = 4
@@ -70,6 +71,7 @@ class TunedModel:
     tokenizer: PreTrainedTokenizerFast
     base_hash: str
     dtype: torch.dtype
+    quantization: Quantization  # as asked for
     theta: Tensor  # (d,) initial: of an adapter a copy on the host; of all parameters the weights themselves
     notices: tuple[str, ...]
 
@@ -102,12 +104,14 @@ def load_model(config: Config, handed: HandedBase | None = None) -> TunedModel:
         torch.set_num_threads(config.threads)
     device, device_notices = choose_device(config.use_gpu, config.device)
     dtype, dtype_notices = choose_dtype(config.model.dtype, config.train.is_enable_half, device)
+    scheme = config.model.quantization or NONE
     if handed is not None:
         base, tokenizer = handed.model.requires_grad_(False).train(False).to(device), handed.tokenizer
+        quantise_(base, scheme)
     else:
-        base, tokenizer = load_base(
-            config.model.type, config.llm.cache.model, dtype, device, own_code=config.model.trust_remote_code
-        )
+        own_code = config.model.trust_remote_code
+        name, cache = config.model.type, config.llm.cache.model
+        base, tokenizer = load_base(name, cache, dtype, device, quantization=scheme, own_code=own_code)
     assert isinstance(tokenizer, PreTrainedTokenizerFast), "load_base asks for a fast tokenizer"
     fingerprint = base_hash(base)
     ending = settle_special_tokens(base, tokenizer)
@@ -118,7 +122,7 @@ def load_model(config: Config, handed: HandedBase | None = None) -> TunedModel:
     else:
         model = WholeLM(base, tokenizer, config.train.trainable, low_rank=_has_low_rank(config))
     notices = (*device_notices, *dtype_notices, *ending.notices, *model.notices)
-    return TunedModel(model, tokenizer, fingerprint, dtype, model.initial(), notices)
+    return TunedModel(model, tokenizer, fingerprint, dtype, scheme, model.initial(), notices)
 
 
 def load_holdings(
@@ -227,42 +231,59 @@ def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset, client
 
 
 def _compiles_forward(config: Config, model: LanguageModel, dataset: EncodedDataset) -> bool:
-    """Whether the forward pass is to be compiled; with `auto`, that over lanes if the run is long enough on a CPU."""
+    """Whether the forward pass is to be compiled; with `auto`, that over lanes if the run is long enough on a CPU.
+
+    A model whose number format is not settled yet is not.
+    """
+    if config.model.dtype == AUTO:
+        return False
     if config.train.compile != "auto":
         return config.train.compile
     if config.train.lanes == 1 or not config.llm.adapter.use:
         return False
-    tokens = 2 * _planned_directions(config) * config.dataloader.batch_size * float(dataset.lengths.mean())
+    tokens = planned_passes(config) * config.dataloader.batch_size * float(dataset.lengths.mean())
     operations = 2 * tokens * sum(parameter.numel() for parameter in model.network.parameters())
     return model.device.type == "cpu" and operations >= OPERATIONS_WORTH_COMPILING
 
 
-def noise_of_g(config: Config, tuned: TunedModel, holdings: Holdings, theta: Tensor) -> list[Signal]:
+def noise_of_g(
+    config: Config, tuned: TunedModel, holdings: Holdings, theta: Tensor, *, only_here: bool = False
+) -> list[Signal]:
     """Measure how much of g is rounding, at the configuration's eps and, where that is too much, at larger ones.
 
-    Nothing is measured in float32, whose rounding is small at any useful eps, nor without training examples here.
+    With `only_here` nothing is measured at larger ones. Nor is anything in plain float32, whose rounding is small at
+    any useful eps, nor without training examples here.
 
     Raises:
         TrainingError: a loss is not finite.
     """
     shards = [shard for shard in parts_in_use(config, holdings.partition)["train"] if len(shard)]
-    if config.trainer.type != MEZO or tuned.dtype == torch.float32 or not shards:
+    is_plain = tuned.dtype == torch.float32 and scheme_of(tuned.model.base) == NONE
+    if config.trainer.type != MEZO or is_plain or not shards:
         return []
     rows, zo = config.dataloader.batch_size, config.train.zo
     batches = [holdings.dataset.batch(shard[:rows], tuned.model.device) for shard in shards[:BATCHES_FOR_NOISE]]
-    return find_sound_eps(
-        tuned.model,
-        theta.to(tuned.model.device),
-        batches,
-        seed=config.seed,
-        noise=make_noise(config, tuned.model),
-        eps=zo.eps,
-    )
+    start, noise = theta.to(tuned.model.device), make_noise(config, tuned.model)
+    if only_here:
+        return [measure_signal(tuned.model, start, batches, seed=config.seed, noise=noise, eps=zo.eps)]
+    return find_sound_eps(tuned.model, start, batches, seed=config.seed, noise=noise, eps=zo.eps)
+
+
+def finer_format(tuned: TunedModel) -> str:
+    """What to set, in place of a larger eps, where g is mostly rounding."""
+    if tuned.quantization == INT8_DYNAMIC:
+        return "model.quantization to int8"
+    return "model.dtype to float32"
 
 
 def clients_at_once(config: Config, model: LanguageModel) -> int:
     """How many clients fill the model's lanes."""
     return max(1, model.lanes // (2 * config.train.zo.queries))
+
+
+def planned_passes(config: Config) -> int:
+    """Forward passes of the clients of all rounds, each over one theta."""
+    return 2 * _planned_directions(config)
 
 
 def _planned_directions(config: Config) -> int:
@@ -417,7 +438,8 @@ def make_header(config: Config, tuned: TunedModel, holdings: Holdings, theta: Te
         queries=config.train.zo.queries,
         base=config.model.name,
         base_hash=tuned.base_hash,
-        dtype=cast(Dtype, str(tuned.dtype).removeprefix("torch.")),
+        dtype=dtype_name(tuned.dtype),
+        quantization=tuned.quantization,
         adapter=config.llm.adapter.args[0].model_dump() if config.llm.adapter.use else None,
         trainable=() if config.llm.adapter.use else config.train.trainable,
         rank=config.train.zo.rank,
@@ -427,6 +449,11 @@ def make_header(config: Config, tuned: TunedModel, holdings: Holdings, theta: Te
         partition_hash=partition_hash(holdings.partition),
         segments=tuned.model.segments,
     )
+
+
+def dtype_name(dtype: torch.dtype) -> Dtype:
+    """As the configuration has it."""
+    return cast(Dtype, str(dtype).removeprefix("torch."))
 
 
 def category_counts(divided: Partition) -> dict[str, list[dict[str, int]]]:

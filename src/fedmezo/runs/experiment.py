@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,6 +21,7 @@ from fedmezo.errors import INTERRUPTED, ConfigError, DataError, ModelError, RunE
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.round import ServerState, initial_state
 from fedmezo.models.generate import answers
+from fedmezo.models.hardware import AUTO
 from fedmezo.records import RoundRecord
 from fedmezo.results.console import RoundProgress, RunLog, Sample, show_partition, show_samples, show_summary
 from fedmezo.results.metrics import METRICS_FILE, Metric, MetricsFile, Sink, read_metrics
@@ -43,11 +44,12 @@ from fedmezo.runs.journal import JOURNAL_FILE, JournalWriter, read_journal
 from fedmezo.runs.own import Listener, Measure, Own, RoundEvent
 from fedmezo.runs.placement import HERE, Placement
 from fedmezo.runs.places import anchored
+from fedmezo.runs.precision import settle, to_begin_with
 from fedmezo.runs.snapshots import load_snapshot, snapshots_of
 from fedmezo.runs.stopping import EarlyStopping
 from fedmezo.runs.training import EvaluationPlan, Training
 from fedmezo.runs.verify import check_saved
-from fedmezo.zo.signal import describe
+from fedmezo.zo.signal import Signal, describe
 
 logger = logging.getLogger(__name__)
 
@@ -146,21 +148,38 @@ def _what_is_safe(folder: Path, place: Placement) -> str:
 def start(config: Config, folder: Path, log: RunLog, place: Placement = HERE) -> int:
     """Begin a run whose folder holds its configuration, and bring it to its end; returns the exit code."""
     this = load_parts(config, folder, log, place=place)
+    signals: Sequence[Signal] = ()
+    if config.model.dtype == AUTO:
+        this, signals = _settle(this)
+    config = this.config
     write_text(folder / PARTITION_FILE, this.holdings.partition.to_json() + "\n")
     description = assemble.environment_of(this.tuned.model)
     write_environment(folder, description, config.model_dump(mode="json"))
-    if signals := assemble.noise_of_g(config, this.tuned, this.holdings, this.theta):
-        (log.line if signals[0].is_sound else logger.warning)(describe(signals))
+    if signals := signals or assemble.noise_of_g(config, this.tuned, this.holdings, this.theta):
+        otherwise = assemble.finer_format(this.tuned)
+        (log.line if signals[0].is_sound else logger.warning)(describe(signals, otherwise))
     header = assemble.make_header(config, this.tuned, this.holdings, this.theta)
     journal = JournalWriter.create(folder / JOURNAL_FILE, header)
     return train(this, journal, header.theta_hash, initial_state(this.starting_theta()))
+
+
+def _settle(this: Run) -> tuple[Run, Sequence[Signal]]:
+    """The run in the number format that `auto` stands for, which its file says from now on; and g's noise in it."""
+    restored = this.theta if this.config.federate.restore_from else None
+    settled = settle(this.config, this.tuned, this.holdings, restored)
+    write_text(this.folder / CONFIG_FILE, settled.config.to_yaml())
+    this.log.line(settled.reason)
+    for notice in assemble.use_lanes(settled.config, settled.tuned, this.holdings.dataset):
+        logger.warning(notice)
+    theta = settled.tuned.theta if restored is None else restored
+    return replace(this, config=settled.config, tuned=settled.tuned, theta=theta), settled.signals
 
 
 def load_parts(
     config: Config, folder: Path, log: RunLog, initial: Tensor | None = None, place: Placement = HERE
 ) -> Run:
     """Load the model and the data, and show how they are divided; `initial` is theta (d,) where it is known."""
-    tuned = place.model(config)
+    tuned = place.model(to_begin_with(config))
     for notice in tuned.notices:
         logger.warning(notice)
     holdings = place.holdings(config, tuned, log.console)

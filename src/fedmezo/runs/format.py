@@ -31,6 +31,7 @@ from fedmezo.config.schema import (
     Dtype,
     Noise,
     Protocol,
+    Quantization,
     Rank,
 )
 from fedmezo.config.strict import LONGEST_NAME, Client, Format, Hash, Name, Since
@@ -158,7 +159,9 @@ class Header(Format):
     base_hash: Hash
     """Of the base weights."""
     dtype: Dtype
-    """Of the base weights."""
+    """Of the base weights, or of what multiplies them where they are quantised."""
+    quantization: Annotated[Quantization, Since(2)] = "none"
+    """How the base weights were quantised."""
     adapter: Adapter
     """The PEFT method and its keys, as configured; null where the model's own parameters are trained."""
     trainable: Annotated[Patterns, Since(2)] = ()

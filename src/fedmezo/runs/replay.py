@@ -123,11 +123,11 @@ def open_model(header: Header, base: str, cache: str | None = None, *, own_code:
         ModelError: it cannot be loaded, or is not the base model that the header names.
         RunError: its trainable tensors are not those that the header names.
     """
-    dtype, cpu = DTYPES[header.dtype], torch.device("cpu")
-    model, tokenizer = load_base(base, cache, dtype, cpu, own_code=own_code)
+    dtype, cpu, scheme = DTYPES[header.dtype], torch.device("cpu"), header.quantization
+    model, tokenizer = load_base(base, cache, dtype, cpu, quantization=scheme, own_code=own_code)
     found = base_hash(model)
     if found != header.base_hash:
-        model, tokenizer = load_base(base, cache, dtype, cpu, own_code=own_code, grown=True)
+        model, tokenizer = load_base(base, cache, dtype, cpu, quantization=scheme, own_code=own_code, grown=True)
     if header.base_hash not in (found, base_hash(model)):
         raise ModelError(
             f"{base} is not the base model of this run: the hash of its weights in {header.dtype} is {found[:16]}, but "

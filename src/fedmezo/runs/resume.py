@@ -74,6 +74,7 @@ WITHOUT_CONSEQUENCE = frozenset(
 _CONTENTS = {
     "base_hash": "weights of the base model",
     "dtype": "their number format",
+    "quantization": "their quantisation",
     "theta_hash": "initial state of what is trained",
     "data_hash": "encoded data set",
     "partition_hash": "division of the data among the clients",

@@ -24,6 +24,7 @@ from fedmezo.models.hardware import choose_device, choose_dtype
 from fedmezo.models.label_loss import LossPath, choose_path
 from fedmezo.models.language_model import LanguageModel
 from fedmezo.models.loading import load_base
+from fedmezo.models.quantised import NONE
 from fedmezo.models.vocabulary import settle_special_tokens
 from fedmezo.runs import assemble
 from fedmezo.runs.directory import ADAPTER_FOLDER, CONFIG_FILE, MODEL_FOLDER
@@ -213,10 +214,13 @@ def _load_model(name: str, hardware: Hardware) -> Subject:
 
 
 def _on(config: Config, hardware: Hardware) -> Config:
-    """The run's configuration with another device or precision where one is asked for."""
+    """The run's configuration with another device or precision where one is asked for.
+
+    With a precision of its own the base is not quantised either.
+    """
     use_gpu = config.use_gpu if hardware.use_gpu is None else hardware.use_gpu
-    dtype = config.model.dtype if hardware.dtype is None else hardware.dtype
-    return config.model_copy(update={"use_gpu": use_gpu, "model": config.model.model_copy(update={"dtype": dtype})})
+    precision = {} if hardware.dtype is None else {"dtype": hardware.dtype, "quantization": None}
+    return config.model_copy(update={"use_gpu": use_gpu, "model": config.model.model_copy(update=precision)})
 
 
 def _path(model: PreTrainedModel | PeftModel, base: PreTrainedModel) -> tuple[LossPath, list[str]]:
@@ -228,8 +232,14 @@ def _path(model: PreTrainedModel | PeftModel, base: PreTrainedModel) -> tuple[Lo
 def _base(config: Config) -> tuple[PreTrainedModel, Any, tuple[str, ...]]:
     device, device_notices = choose_device(config.use_gpu, config.device)
     dtype, dtype_notices = choose_dtype(config.model.dtype, config.train.is_enable_half, device)
-    own_code = config.model.trust_remote_code
-    base, tokenizer = load_base(config.model.type, config.llm.cache.model, dtype, device, own_code=own_code)
+    base, tokenizer = load_base(
+        config.model.type,
+        config.llm.cache.model,
+        dtype,
+        device,
+        quantization=config.model.quantization or NONE,
+        own_code=config.model.trust_remote_code,
+    )
     ending = settle_special_tokens(base, tokenizer)
     return base, tokenizer, (*device_notices, *dtype_notices, *ending.notices)
 

@@ -104,19 +104,17 @@ def find_sound_eps(
     return signals
 
 
-def describe(signals: Sequence[Signal]) -> str:
-    """What `find_sound_eps` found, in a sentence or two for the user."""
+def describe(signals: Sequence[Signal], otherwise: str = "model.dtype to float32") -> str:
+    """What `find_sound_eps` found, in a sentence or two for the user; `otherwise` can be set in place of eps."""
     first, last = signals[0], signals[-1]
     cost = f"measured with {sum(signal.forward_passes for signal in signals)} forward passes"
     found = f"train.zo.eps {first.eps:g}: rounding makes up {first.noise_to_signal:.0%} of the size of a true g"
     if first.is_sound:
         return f"{found} ({cost})"
     if last.is_sound:
-        remedy = (
-            f"at {last.eps:g} it is {last.noise_to_signal:.0%}: set train.zo.eps to that, or model.dtype to float32"
-        )
+        remedy = f"at {last.eps:g} it is {last.noise_to_signal:.0%}: set train.zo.eps to that, or {otherwise}"
     else:
-        remedy = f"no eps up to {last.eps:g} does better than that: set model.dtype to float32"
+        remedy = f"no eps up to {last.eps:g} does better than that: set {otherwise}"
     return f"{found}, so that steps follow mostly noise; {remedy} ({cost})"
 
 
