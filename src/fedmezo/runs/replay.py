@@ -20,6 +20,7 @@ from fedmezo.models.fingerprint import base_hash
 from fedmezo.models.hardware import DTYPES
 from fedmezo.models.language_model import LanguageModel
 from fedmezo.models.loading import load_base
+from fedmezo.models.quantised import NONE
 from fedmezo.models.vocabulary import settle_special_tokens
 from fedmezo.models.whole import WholeLM
 from fedmezo.plain import plain
@@ -130,8 +131,8 @@ def open_model(header: Header, base: str, cache: str | None = None, *, own_code:
         model, tokenizer = load_base(base, cache, dtype, cpu, quantization=scheme, own_code=own_code, grown=True)
     if header.base_hash not in (found, base_hash(model)):
         raise ModelError(
-            f"{base} is not the base model of this run: the hash of its weights in {header.dtype} is {found[:16]}, but "
-            f"{header.base_hash[:16]} is needed (the run called it {header.base})"
+            f"{base} is not the base model of this run: the hash of its weights in {_form(header)} is {found[:16]}, "
+            f"but {header.base_hash[:16]} is needed (the run called it {header.base})"
         )
     ending = settle_special_tokens(model, tokenizer)
     tuned: LanguageModel
@@ -151,6 +152,10 @@ def _trained(header: Header) -> str:
     return (
         "what train.trainable chooses" if header.adapter is None else f"the adapter {header.adapter['adapter_method']}"
     )
+
+
+def _form(header: Header) -> str:
+    return header.dtype if header.quantization == NONE else f"{header.dtype} quantised as {header.quantization}"
 
 
 def _first_difference(here: Sequence[Segment], there: Sequence[Segment]) -> str:
