@@ -38,7 +38,7 @@ from fedmezo.models.hardware import AUTO, choose_device, choose_dtype
 from fedmezo.models.lane_budget import fitting_lanes, longest_batch
 from fedmezo.models.language_model import LanguageModel
 from fedmezo.models.loading import load_base
-from fedmezo.models.quantised import INT8_DYNAMIC, NONE, scheme_of
+from fedmezo.models.quantised import INT8_DYNAMIC, NONE, quantise_, scheme_of
 from fedmezo.models.vocabulary import settle_special_tokens
 from fedmezo.models.whole import WholeLM
 from fedmezo.records import Example
