@@ -13,6 +13,7 @@ import torch
 from benchmarks import common
 from benchmarks.common import Row
 from fedmezo.models.lane_budget import bytes_per_lane, longest_batch
+from fedmezo.zo.estimators.two_point import TwoPoint
 
 T = TypeVar("T")
 
@@ -31,7 +32,9 @@ def main() -> None:
     rows.append(Row("adapter, and the label-only loss checked", seconds, "s"))
     rows.append(Row("laned form, checked", _timed(lambda: model.use_lanes(2))[1], "s"))
     longest = longest_batch(1, max(map(sum, common.read_lengths(options))), model.device)
-    rows.append(Row("memory of a lane", _timed(lambda: bytes_per_lane(model, longest, model.flat(), 1))[1], "s"))
+    rows.append(
+        Row("memory of a lane", _timed(lambda: bytes_per_lane(model, longest, model.flat(), TwoPoint()))[1], "s")
+    )
     common.report("startup", rows, options)
 
 

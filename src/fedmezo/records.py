@@ -150,6 +150,7 @@ class RoundPlan:
     round: int
     cohort: tuple[int, ...]
     rates: tuple[float, ...]  # one per member of the cohort, of 16 significant bits
+    size: float = 0.0  # of a scalar so far, of 16 significant bits, where the rates are scale-free; 0 if none is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,7 @@ class ClientTask:
     round: int
     client: int
     rate: float
+    size: float = 0.0  # see `RoundPlan`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -187,6 +189,7 @@ class Contribution:
     skipped_steps: int
     scalars: tuple[float, ...] | None  # None in a `weights` run
     drift: float | None = None  # D_i of the model-diff strategy, where that strategy runs
+    size: float = 0.0  # of a scalar before the round, where the rates are scale-free; see `RoundPlan`
 
 
 @dataclass(frozen=True, slots=True)

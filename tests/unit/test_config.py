@@ -566,8 +566,8 @@ OVERRIDES = [
     ("expname=a/../../x", "expname: got 'a/../../x'; needs a name, or a path that stays below outdir"),
     ("expname=5", "expname: got 5; needs a name, or a path that stays below outdir; write it in quotes"),
     ("train.train_strategy=roundwise",
-     "train.train_strategy: got 'roundwise'; needs one of frozen, random, round-wise, five-round, model-diff; "
-     "did you mean round-wise?"),
+     "train.train_strategy: got 'roundwise'; needs one of frozen, random, round-wise, five-round, model-diff, "
+     "scale-free; did you mean round-wise?"),
     ("trainer.type=general", "trainer.type: got 'general'; needs one of mezotrainer, llmtrainer"),
     ("train.optimizer.type=adamw",
      "train.optimizer.type: got 'adamw'; needs one of ASGD, Adadelta, Adafactor, Adagrad, Adam, AdamW, Adamax, Muon, "
@@ -614,20 +614,34 @@ OVERRIDES = [
     ("federate.method=FedOpt",
      "federate.method: got 'FedOpt'; needs one of FedAvg, FedAvgM, FedAdam, FedYogi; did you mean "
      "FedYogi?"),
-    ("federate.method=fedavgm",
-     "federate.method: is FedAvgM, but the scalars protocol adds up what clients send; needs FedAvg, or "
-     "federate.protocol: weights"),
+    ("train.zo={estimator: per-example, queries: 100}",
+     "train.zo.queries: is 100, which makes 6400 directions of a step with dataloader.batch_size 64; needs at most 255 "
+     "together"),
+    ("train.schedule.warmup_rounds=50",
+     "train.schedule.warmup_rounds: is 50, but the run has 50 rounds; needs fewer"),
     ("fedprox={use: True, mu: 0.1}",
      "fedprox.use: is True, but a pull cannot be replayed from scalars; needs False, or federate.protocol: weights"),
     ("fedopt.use=True", "fedopt.use: FederatedScope's fedopt.use is not supported here; remove it"),
-    ("train.zo=3", "train.zo: got 3; needs keys below it: eps, queries, noise, rank, clip"),
-    ("train.zo.eta=3", "train.zo.eta: unknown key; known are eps, queries, noise, rank, clip"),
+    ("train.zo=3", "train.zo: got 3; needs keys below it: estimator, eps, queries, noise, rank, clip"),
+    ("train.zo.eta=3", "train.zo.eta: unknown key; known are estimator, eps, queries, noise, rank, clip"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("override", "expected"), OVERRIDES)
 def test_wrong_values(tmp_path: Path, override: str, expected: str) -> None:
     assert message(tmp_path, SMALL, override) == f"override '{override}': {expected}"
+
+
+def test_a_scale_free_rate_needs_scalars(tmp_path: Path) -> None:
+    told = message(tmp_path, SMALL, "federate.protocol=weights", "train.train_strategy=scale-free")
+    assert "is scale-free, which follows the clients' scalars; needs federate.protocol: scalars" in told
+
+
+def test_what_a_schedule_does_not_use_is_said(tmp_path: Path) -> None:
+    overrides = ("train.schedule.type=cosine", "train.schedule.floor=0.1", "train.schedule.step_factor=0.1")
+    notices = load_text(tmp_path, SMALL, *overrides).notices
+    assert "train.schedule.step_factor has no effect: train.schedule.type is cosine" in notices
+    assert not any("floor" in notice for notice in notices)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from fedmezo.engines.distributed import Arrival, Distributed
 from fedmezo.engines.peers import Contact
 from fedmezo.federation.aggregate import ReportRules
 from fedmezo.federation.clients import ZerothOrderClients
+from fedmezo.federation.course import Course
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.joining import Ready, Reason, RefusedTask, Setup, encode_ready, encode_refusal, is_setup
 from fedmezo.federation.messages import decode_report, encode_report
@@ -59,7 +60,7 @@ class Stage:
 
     def _load(self, setup: Setup) -> Loaded:
         work = ZerothOrderClients(Quadratic(), ESTIMATOR, SEED, self.protocol)
-        return Loaded(work, ToyData(setup.client), BASE_HASH, THETA, SEED, ESTIMATOR)
+        return Loaded(work, ToyData(setup.client), BASE_HASH, THETA, Course(SEED, ESTIMATOR))
 
     def _tell(self, seconds: float, arrival: Arrival) -> None:
         self.sent += 1

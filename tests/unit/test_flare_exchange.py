@@ -22,6 +22,7 @@ from fedmezo.engines.distributed import Distributed
 from fedmezo.engines.simulation import Simulation
 from fedmezo.federation.aggregate import ReportRules
 from fedmezo.federation.clients import ZerothOrderClients
+from fedmezo.federation.course import Course
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.joining import Setup
 from fedmezo.federation.rates import RateStrategy
@@ -75,7 +76,7 @@ class Worker:
 
     def _load(self, setup: Setup) -> Loaded:
         self.loads += 1
-        return Loaded(work(), ToyData(setup.client), BASE_HASH, THETA, SEED, ESTIMATOR)
+        return Loaded(work(), ToyData(setup.client), BASE_HASH, THETA, Course(SEED, ESTIMATOR))
 
     def revive(self) -> None:
         self._site = Site(self._load)
@@ -258,7 +259,7 @@ def test_no_report_is_used_in_another_round(rig: Rig) -> None:
     assert replayed(rig.records) == rig.state.hash
 
 
-HEADS = {b"FMZS": 77, b"FMZT": 50, b"FMZY": 25, b"FMZR": 66, b"FMZN": 22}
+HEADS = {b"FMZS": 77, b"FMZT": 54, b"FMZY": 25, b"FMZR": 66, b"FMZN": 22}
 """Length in bytes of each kind of message before its body, as docs/several_machines.md lists them."""
 
 
@@ -277,7 +278,7 @@ def test_what_is_handed_to_flare_is_what_the_docs_list(rig: Rig) -> None:
             b"FMZS": len(b'{"seed":11}'),
             b"FMZY": 0,
             b"FMZR": 2 * steps,
-            b"FMZT": 4 * SIZE if message[17] else 0,  # theta, which is shorter here than a round's scalars, or nothing
+            b"FMZT": 4 * SIZE if message[21] else 0,  # theta, which is shorter here than a round's scalars, or nothing
         }
         assert body == expected[kind]
 
@@ -298,4 +299,4 @@ def test_with_snapshots_no_site_is_sent_what_another_reported(rig: Rig) -> None:
         rig.round()
     tasks = [message for message in rig.wire.messages() if message.startswith(b"FMZT")]
     assert {len(task) for task in tasks} == {HEADS[b"FMZT"] + 4 * SIZE}
-    assert {task[17] for task in tasks} == {1}
+    assert {task[21] for task in tasks} == {1}

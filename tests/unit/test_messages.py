@@ -85,7 +85,7 @@ def test_cut_and_foreign_messages_are_refused(cut: int) -> None:
         decode_report(report[:-cut])
     with pytest.raises(RunError, match="no FMZR message"):
         decode_report(b"GET / HTTP/1.1" * 10)
-    with pytest.raises(RunError, match="format version 9; this program reads 1"):
+    with pytest.raises(RunError, match="format version 9; this program reads 2"):
         decode_report(report[:4] + b"\x09" + report[5:])
     with pytest.raises(RunError):
         decode_task(encode_task(ClientTask(9, 4, 0.5), HASH, CatchUp((record(0, 3, 30),)))[:-cut])

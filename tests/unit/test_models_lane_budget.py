@@ -8,7 +8,7 @@ import torch
 from fedmezo.models import lane_budget
 from fedmezo.models.lane_budget import bytes_per_lane, device_memory, fitting_lanes, longest_batch, peak_memory_of
 from fedmezo.records import IGNORE_LABEL
-from tests.toy import SIZE, Quadratic
+from tests.toy import SIZE, Quadratic, two_point
 
 CPU = torch.device("cpu")
 KIB = 1 << 10
@@ -66,4 +66,4 @@ def test_a_lane_needs_its_activations_and_its_vectors() -> None:
     longest = longest_batch(1, 1, CPU)
     pair = [longest, longest]
     activations = peak_memory_of(lambda: model.losses(theta.expand(2, -1), pair), CPU) // 2
-    assert bytes_per_lane(model, longest, theta, queries=1) == activations + SIZE * (4 + 1 + 2)
+    assert bytes_per_lane(model, longest, theta, two_point()) == activations + SIZE * (4 + 1 + 2)

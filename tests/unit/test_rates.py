@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from fedmezo.federation.rates import ClientHistory, RateStrategy, client_rates, remember, spread
 from fedmezo.records import Contribution, RoundRecord
 from fedmezo.zo.arithmetic import round_coefficient
+from tests.toy import two_point
 
 RATE, WIDTH = 1e-5, 5e-6
 
@@ -92,7 +93,6 @@ def record(round_index: int, losses: dict[int, float]) -> RoundRecord:
 def test_histories_keep_five_losses_and_the_last_drift_of_rounds_taken_part_in() -> None:
     histories: dict[int, ClientHistory] = {}
     for round_index in range(7):
-        histories = remember(
-            histories, record(round_index, {0: float(round_index)} | ({1: 9.0} if round_index == 2 else {}))
-        )
+        losses = {0: float(round_index)} | ({1: 9.0} if round_index == 2 else {})
+        histories = remember(histories, record(round_index, losses), two_point())
     assert histories == {0: ClientHistory((2.0, 3.0, 4.0, 5.0, 6.0), 12.0), 1: ClientHistory((9.0,), 18.0)}

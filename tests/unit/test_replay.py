@@ -121,9 +121,12 @@ def test_moves_carry_step_query_and_their_share() -> None:
 def test_a_scale_free_rate_knows_no_unit_of_the_scalars(size: float) -> None:
     """Scalars and what came before them in units 1024 times as large lead to the same place."""
     address, scalars = Address(5, 3, 2), [0.5, -2.0, 0.25, 4.0, 0.0, 0.0]
-    moves = linear_moves(Pace(0.25, size), scalars, address, directions=2)
-    assert linear_moves(Pace(0.25, 1024 * size), [1024 * g for g in scalars], address, directions=2) == moves
-    assert linear_moves(Pace(0.25, size), scalars[:4], address, directions=2) == moves[:4]  # the future has no say
+    larger = [1024 * g for g in scalars]
+    moves = linear_moves(Pace(0.25, size), scalars, address, 2, scale_free=True)
+    assert linear_moves(Pace(0.25, 1024 * size), larger, address, 2, scale_free=True) == moves
+    assert (
+        linear_moves(Pace(0.25, size), scalars[:4], address, 2, scale_free=True) == moves[:4]
+    )  # the future has no say
     square = size**2
     for step in range(3):
         own = (scalars[2 * step] ** 2 + scalars[2 * step + 1] ** 2) / 2
@@ -134,7 +137,8 @@ def test_a_scale_free_rate_knows_no_unit_of_the_scalars(size: float) -> None:
 
 def test_no_scalar_and_no_history_is_no_move() -> None:
     assert running_sizes(0.0, [0.0, 0.0], 1) == [0.0, 0.0]
-    assert [move.coefficient for move in linear_moves(Pace(1.0, 0.0), [0.0], Address(1, 0, 0), 1)] == [0.0]
+    [move] = linear_moves(Pace(1.0), [0.0], Address(1, 0, 0), 1, scale_free=True)
+    assert move.coefficient == 0.0
 
 
 def test_a_zero_scalar_moves_nothing() -> None:

@@ -19,6 +19,7 @@ from fedmezo.federation.rates import RateStrategy
 from fedmezo.federation.round import Federation, ServerState, close_round_, initial_state, plan_round
 from fedmezo.federation.server_optimizers import Moments, ServerOptimizer, server_step_
 from fedmezo.runs.snapshots import load_moments, load_snapshot, save_snapshot
+from fedmezo.zo.arithmetic import round_coefficient
 from tests.toy import SIZE, Quadratic, ToyData, toy_segments, two_point
 
 DELTAS = [torch.sin(torch.arange(SIZE) * (k + 1.3)) * 10.0 ** (-k) for k in range(4)]
@@ -36,7 +37,7 @@ def moved(optimizer: ServerOptimizer) -> Tensor:
 @pytest.mark.parametrize(("lr", "momentum"), [(1.0, 0.9), (0.3, 0.5), (1.0, 0.0)])
 def test_fedavgm_is_torchs_sgd_with_the_update_as_minus_the_gradient(lr: float, momentum: float) -> None:
     point = START.clone().requires_grad_()
-    reference = torch.optim.SGD([point], lr=lr, momentum=momentum)
+    reference = torch.optim.SGD([point], lr=round_coefficient(lr), momentum=round_coefficient(momentum))
     for delta in DELTAS:
         point.grad = -delta
         reference.step()

@@ -9,6 +9,7 @@ import torch
 
 from fedmezo.errors import ConfigError, DataError, FedMeZOError, ModelError
 from fedmezo.federation.clients import ZerothOrderClients
+from fedmezo.federation.course import Course
 from fedmezo.federation.joining import (
     UNKNOWN,
     Ready,
@@ -34,7 +35,7 @@ ELSEWHERE = torch.ones(SIZE)
 
 def load(setup: Setup) -> Loaded:
     work = ZerothOrderClients(Quadratic(), ESTIMATOR, 7, "scalars")
-    return Loaded(work, ToyData(setup.client), BASE_HASH, THETA, 7, ESTIMATOR)
+    return Loaded(work, ToyData(setup.client), BASE_HASH, THETA, Course(7, ESTIMATOR))
 
 
 def joined(setup: Setup = SETUP) -> Site:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from string import Formatter
 from typing import Any, NamedTuple
 
-from fedmezo.config.schema import Adapter, Config, Optimizer, Scheduler, Zo
+from fedmezo.config.schema import MAX_QUERIES, Adapter, Config, Optimizer, RateSchedule, Scheduler, Zo
 
 
 class Conflict(NamedTuple):
@@ -20,7 +20,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     """All of them."""
     for check in (_rates, _splits, _evaluation, _early_stop, _cohort, _protocol, _server, _fedprox, _optimizer):
         yield from check(config)
-    for check in (_adapter, _quantization, _options, _template, _answers):
+    for check in (_schedule, _estimator, _scale_free, _adapter, _quantization, _options, _template, _answers):
         yield from check(config)
 
 
@@ -28,12 +28,36 @@ def _rates(config: Config) -> Iterator[Conflict]:
     """Each strategy moves the rate by up to lr_width either way, and a rate of 0 or less would undo the learning."""
     train = config.train
     lowest = train.optimizer.lr - train.lr_width
-    if train.train_strategy != "frozen" and lowest <= 0:
+    if train.train_strategy not in ("frozen", "scale-free") and lowest <= 0:
         yield Conflict(
             ("train.lr_width", "train.optimizer.lr", "train.train_strategy"),
             f"is {train.lr_width}, with which train.train_strategy {train.train_strategy} can bring the rate "
             f"down to {lowest:.3g}; needs a width below train.optimizer.lr, which is {train.optimizer.lr}",
         )
+
+
+def _schedule(config: Config) -> Iterator[Conflict]:
+    schedule, rounds = config.train.schedule, config.federate.total_round_num
+    if schedule.warmup_rounds >= rounds:
+        text = f"is {schedule.warmup_rounds}, but the run has {rounds} rounds; needs fewer"
+        yield Conflict(("train.schedule.warmup_rounds", "federate.total_round_num"), text)
+
+
+def _estimator(config: Config) -> Iterator[Conflict]:
+    zo, rows = config.train.zo, config.dataloader.batch_size
+    if zo.estimator == "per-example" and zo.queries * rows > MAX_QUERIES:
+        text = (
+            f"is {zo.queries}, which makes {zo.queries * rows} directions of a step with dataloader.batch_size {rows}"
+        )
+        keys = ("train.zo.queries", "dataloader.batch_size", "train.zo.estimator")
+        yield Conflict(keys, f"{text}; needs at most {MAX_QUERIES} together")
+
+
+def _scale_free(config: Config) -> Iterator[Conflict]:
+    """The size of the scalars is known where they are reported."""
+    if config.train.train_strategy == "scale-free" and config.federate.protocol != "scalars":
+        text = "is scale-free, which follows the clients' scalars; needs federate.protocol: scalars"
+        yield Conflict(("train.train_strategy", "federate.protocol"), text)
 
 
 def _splits(config: Config) -> Iterator[Conflict]:
@@ -113,9 +137,6 @@ def _server(config: Config) -> Iterator[Conflict]:
     method = config.federate.method
     if method == "FedAvg":
         return
-    if config.federate.protocol == "scalars":
-        text = f"is {method}, but the scalars protocol adds up what clients send; needs FedAvg, or federate.protocol"
-        yield Conflict(("federate.method", "federate.protocol"), f"{text}: weights")
     if method != "FedAvgM" and config.fedopt.lr_server is None:
         text = f"must be given for federate.method {method}: roughly how far a weight moves in a round; try 1e-3"
         yield Conflict(("fedopt.lr_server", "federate.method"), text)
@@ -233,6 +254,7 @@ def unused(config: Config) -> Iterator[str]:
         yield from _unused_by_mezo(config)
     else:
         yield from _unused_by_bp(config)
+    yield from _unused_by_schedule(config.train.schedule)
     yield from _unused_of_the_server(config)
     if config.train.is_enable_half and config.model.dtype is not None:
         yield f"train.is_enable_half has no effect: model.dtype says {config.model.dtype}"
@@ -240,6 +262,12 @@ def unused(config: Config) -> Iterator[str]:
     if config.data.splitter_args and config.data.splitter != "lda":
         yield f"data.splitter_args has no effect: the {config.data.splitter} splitter takes none"
     yield from _unused_sampling(config)
+
+
+def _unused_by_schedule(schedule: RateSchedule) -> Iterator[str]:
+    taken = {"constant": set(), "step": {"floor", "step_rounds", "step_factor"}}.get(schedule.type, {"floor"})
+    for key in schedule.model_dump(exclude_defaults=True).keys() - taken - {"type", "warmup_rounds"}:
+        yield f"train.schedule.{key} has no effect: train.schedule.type is {schedule.type}"
 
 
 def _unused_sampling(config: Config) -> Iterator[str]:

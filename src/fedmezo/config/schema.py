@@ -17,9 +17,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from fedmezo.config.markup import to_yaml
 
 Split = Literal["val", "test"]
-Strategy = Literal["frozen", "random", "round-wise", "five-round", "model-diff"]
+Strategy = Literal["frozen", "random", "round-wise", "five-round", "model-diff", "scale-free"]
 Protocol = Literal["scalars", "weights"]
 Method = Literal["FedAvg", "FedAvgM", "FedAdam", "FedYogi"]
+EstimatorName = Literal["two-point", "one-sided", "per-example"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Noise = Literal["gaussian", "rademacher", "low-rank"]
 Rank = Literal[1, 4, 16, 64, 256]
@@ -373,26 +374,46 @@ class Scheduler(OpenSection):
     """Warm-up as a share of all steps, where `warmup_steps` is 0."""
 
 
+class RateSchedule(Section):
+    """How the rate changes over the rounds, whatever the strategy: a share of what the strategy says."""
+
+    type: Literal["constant", "linear", "cosine", "step"] = "constant"
+    """Constant, or from 1 down to `train.schedule.floor`: straight, along half a cosine, or in steps."""
+    warmup_rounds: int = Field(0, ge=0, le=MAX_ROUNDS)
+    """Rounds of a straight rise from 0 to 1 before it."""
+    floor: float = Field(0.0, ge=0, le=1)
+    """Share of the rate that is left at the end."""
+    step_rounds: int = Field(10, ge=1, le=MAX_ROUNDS)
+    """step: rounds between two falls."""
+    step_factor: Annotated[float, Allowed("a number above 0 and below 1")] = Field(0.5, gt=0, lt=1)
+    """step: what each of them leaves of the share before it."""
+
+
 class Zo(Section):
     """The zeroth-order estimate of mezotrainer."""
 
+    estimator: EstimatorName = "two-point"
+    """A pair of losses around theta per direction (the paper's), one loss, or a pair on one row of the batch each."""
     eps: float = Field(1e-3, gt=0)
     """Perturbation scale, mu of the paper."""
     queries: int = Field(1, ge=1, le=MAX_QUERIES)
-    """Directions per step, each of two forward passes."""
+    """Directions per step; for per-example, directions per row of the batch."""
     noise: Noise = "gaussian"
     """Distribution of the directions. The default without an adapter is low-rank: outer products of random signs."""
     rank: Rank = 1
     """Rank of a low-rank direction over each matrix."""
     clip: float = Field(0.0, ge=0)
-    """Largest size of a projected gradient; 0 is no limit. Over several machines the default is 1 / (2 eps): a nat."""
+    """Largest size of a scalar; 0 is no limit. Over several machines two-point's default is 1 / (2 eps): a nat."""
 
 
 class Train(Section):
     """A client's local training."""
 
     train_strategy: Strategy = "frozen"
-    """How a client's rate follows from `train.optimizer.lr`, its losses and its updates."""
+    """How a client's rate follows from `train.optimizer.lr`, its losses, its updates or the size of the scalars."""
+    schedule: RateSchedule = RateSchedule()
+    trust: bool = False
+    """Leave out a round whose train loss jumps beyond what the last rounds explain, and halve the rate from then on."""
     lr_width: float = Field(5e-6, ge=0)
     """How far the strategies move the rate at most, alpha of the paper."""
     local_update_steps: int = Field(1, ge=1, le=MAX_STEPS)

@@ -339,7 +339,7 @@ class Distributed:
         plan, peer = this.plan, self._peers[client]
         if client not in plan.cohort or client in this.done or peer.ready is None or peer.owes_round is not None:
             return
-        task = ClientTask(plan.round, client, dict(zip(plan.cohort, plan.rates, strict=True))[client])
+        task = ClientTask(plan.round, client, dict(zip(plan.cohort, plan.rates, strict=True))[client], plan.size)
         message = encode_task(task, this.state.hash, self._downlink.way(client, this.state))
         if not this.pending and len(this.reports) < self._min_clients:
             this.began = self._clock()  # anew if all were away in between

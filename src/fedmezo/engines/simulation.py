@@ -35,7 +35,7 @@ class Simulation:
 
     def run_round(self, plan: RoundPlan, state: ServerState) -> RoundResult:
         """Send the plan to the cohort and collect its reports."""
-        tasks = [ClientTask(plan.round, *pair) for pair in zip(plan.cohort, plan.rates, strict=True)]
+        tasks = [ClientTask(plan.round, *pair, plan.size) for pair in zip(plan.cohort, plan.rates, strict=True)]
         down = {task.client: task_size(self.downlink.way(task.client, state)) for task in tasks}
         reports: list[Report] = []
         for first in range(0, len(tasks), self.group_size):

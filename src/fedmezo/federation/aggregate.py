@@ -203,7 +203,7 @@ def apply_scalars_(theta: Tensor, record: RoundRecord, seed: int, estimator: Est
 
 def moves_of(part: Contribution, round_index: int, seed: int, estimator: Estimator, scale: float) -> list[Move]:
     """The moves of a client's reported steps: at its rate they are its own, at weight x rate its share."""
-    return estimator.moves(Pace(scale), part.scalars or (), address_of(seed, round_index, part.client))
+    return estimator.moves(Pace(scale, part.size), part.scalars or (), address_of(seed, round_index, part.client))
 
 
 def address_of(seed: int, round_index: int, client: int) -> Address:

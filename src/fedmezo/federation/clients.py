@@ -141,7 +141,8 @@ class ZerothOrderClients:
             thetas.shrink_(run.member, 1 - task.rate * self.weight_decay)
         if self.proximal:
             thetas.pull_(run.member, task.rate * self.proximal)
-        thetas.move_(run.member, self.estimator.moves(Pace(task.rate), run.scalars, run.address, from_step=step.index))
+        pace = Pace(task.rate, task.size)
+        thetas.move_(run.member, self.estimator.moves(pace, run.scalars, run.address, from_step=step.index))
 
     def _report(self, run: _LocalRun, thetas: LocalThetas, state_hash: str) -> Report:
         as_update = self.protocol == WEIGHTS

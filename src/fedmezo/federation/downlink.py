@@ -23,7 +23,8 @@ class Downlink:
     """
 
     def __init__(self, protocol: str, num_parameters: int, *, derivable: bool, snapshots: bool = False) -> None:
-        self._by_records = protocol == SCALARS and not snapshots
+        self._replayable = protocol == SCALARS  # clients follow the rounds, and need all of the server's state
+        self._by_records = self._replayable and not snapshots
         self._num_parameters = num_parameters
         self._derivable = derivable
         self._known: dict[int, int | None] = {}
@@ -32,9 +33,10 @@ class Downlink:
     def way(self, client: int, state: ServerState) -> CatchUp:
         """How the client gets to the present state."""
         known = self._known.get(client, 0 if self._derivable else None)
+        moments = tuple(state.moments[name] for name in sorted(state.moments)) if self._replayable else ()
         if known is None or not self._by_records:
-            return CatchUp(theta=state.theta)
-        return catch_up(known, state.round, state.theta, self._history)
+            return CatchUp(theta=state.theta, moments=moments)
+        return catch_up(known, state.round, state.theta, self._history, moments)
 
     def learn(self, client: int, known_round: int | None) -> None:
         """Note that the client knows the state before this round, or none."""

@@ -20,24 +20,28 @@ from fedmezo.errors import RunError
 from fedmezo.records import ClientTask, Contribution, Report, RoundRecord
 from fedmezo.zo.arithmetic import LARGEST_FACTOR, decode_scalars, encode_scalars, factor_fault, largest
 from fedmezo.zo.noise import MAX_ROUNDS
+from fedmezo.zo.replay import LARGEST_SHARE
 
-VERSION = 1
-_TASK = struct.Struct("<4sBIIfB32s")  # magic, version, round, client, rate, kind of the catch-up, state hash
+VERSION = 2
+_TASK = struct.Struct("<4sBIIffB32s")  # magic, version, round, client, rate, size, kind of the catch-up, state hash
 _ROUND = struct.Struct("<IH")  # round, contributions
-_PART = struct.Struct("<IffI")  # client, rate, weight, scalars
+_PART = struct.Struct("<IfffI")  # client, rate, weight, size, scalars
 _REPORT = struct.Struct(
     "<4sBIIIdIBI32s"
 )  # magic, version, round, client, examples, loss, skipped, kind, values, state hash
 _SCALARS, _THETA = 0, 1
+MOST_MOMENTS = 2
+"""Of a server's optimiser: the kind of a catch-up by theta is 1 and their number."""
 BYTES_PER_PARAMETER = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CatchUp:
-    """How a client gets from the state it knows to the state of a round: by records, or by theta itself."""
+    """How a client gets from the state it knows to the state of a round: by records, or by that state itself."""
 
     records: tuple[RoundRecord, ...] = ()
     theta: Tensor | None = None
+    moments: tuple[Tensor, ...] = ()  # of the server's optimiser, each (d,), that go with theta
 
 
 def records_size(records: Sequence[RoundRecord]) -> int:
@@ -47,7 +51,13 @@ def records_size(records: Sequence[RoundRecord]) -> int:
     return _ROUND.size * len(records) + _PART.size * len(parts) + 2 * scalars
 
 
-def catch_up(known_round: int, round_index: int, theta: Tensor, history: Sequence[RoundRecord]) -> CatchUp:
+def catch_up(
+    known_round: int,
+    round_index: int,
+    theta: Tensor,
+    history: Sequence[RoundRecord],
+    moments: tuple[Tensor, ...] = (),
+) -> CatchUp:
     """The cheaper way from the state before `known_round` to theta, the state before `round_index`.
 
     Args:
@@ -55,12 +65,13 @@ def catch_up(known_round: int, round_index: int, theta: Tensor, history: Sequenc
         round_index: the round that is about to run.
         theta: (d,) the present state.
         history: consecutive closed rounds up to the last; it may begin anywhere.
+        moments: of the server's optimiser, which are part of the state.
     """
     needed = [record for record in history if record.round >= known_round]
     complete = len(needed) == round_index - known_round
     if complete and records_size(needed) <= BYTES_PER_PARAMETER * len(theta):
         return CatchUp(records=tuple(needed))
-    return CatchUp(theta=theta)
+    return CatchUp(theta=theta, moments=moments)
 
 
 def bounded_history(history: Sequence[RoundRecord], num_parameters: int) -> list[RoundRecord]:
@@ -77,10 +88,10 @@ def bounded_history(history: Sequence[RoundRecord], num_parameters: int) -> list
 
 def encode_task(task: ClientTask, state_hash: str, way: CatchUp) -> bytes:
     """The server's message to a client at the start of a round."""
-    kind = _SCALARS if way.theta is None else _THETA
-    head = _TASK.pack(b"FMZT", VERSION, task.round, task.client, task.rate, kind, bytes.fromhex(state_hash))
+    kind = _SCALARS if way.theta is None else _THETA + len(way.moments)
+    head = _TASK.pack(b"FMZT", VERSION, task.round, task.client, task.rate, task.size, kind, bytes.fromhex(state_hash))
     if way.theta is not None:
-        return head + _encode_vector(way.theta)
+        return head + b"".join(map(_encode_vector, (way.theta, *way.moments)))
     return head + b"".join(_encode_record(record) for record in way.records)
 
 
@@ -90,19 +101,20 @@ def decode_task(data: bytes) -> tuple[ClientTask, str, CatchUp]:
     Raises:
         RunError: not such a message, of another version, cut short, or with numbers that no server sends.
     """
-    _, _, round_index, client, rate, kind, digest = unpack(_TASK, data, b"FMZT")
-    _require_known(kind)
-    if not 0 <= rate <= LARGEST_FACTOR or round_index >= MAX_ROUNDS:
+    _, _, round_index, client, rate, size, kind, digest = unpack(_TASK, data, b"FMZT")
+    if kind > _THETA + MOST_MOMENTS:
+        raise RunError(f"a task message brings values of kind {kind}; this program reads 0 to {_THETA + MOST_MOMENTS}")
+    if not (0 <= rate <= LARGEST_FACTOR and 0 <= size <= LARGEST_FACTOR) or round_index >= MAX_ROUNDS:
         raise RunError(f"a task message of round {round_index} and with the rate {rate:g} is none that a server sends")
     body = memoryview(data)[_TASK.size :]
-    way = CatchUp(theta=_decode_vector(body)) if kind == _THETA else CatchUp(records=_decode_records(body))
-    return ClientTask(round_index, client, rate), digest.hex(), way
+    way = CatchUp(records=_decode_records(body)) if kind == _SCALARS else _decode_state(body, kind)
+    return ClientTask(round_index, client, rate, size), digest.hex(), way
 
 
 def task_size(way: CatchUp) -> int:
     """Bytes of the message that `encode_task` makes, without making it."""
     if way.theta is not None:
-        return _TASK.size + BYTES_PER_PARAMETER * len(way.theta)
+        return _TASK.size + BYTES_PER_PARAMETER * len(way.theta) * (1 + len(way.moments))
     return _TASK.size + records_size(way.records)
 
 
@@ -181,7 +193,7 @@ def _encode_record(record: RoundRecord) -> bytes:
     parts = [_ROUND.pack(record.round, len(record.contributions))]
     for part in record.contributions:
         scalars = part.scalars or ()
-        parts += [_PART.pack(part.client, part.rate, part.weight, len(scalars)), encode_scalars(scalars)]
+        parts += [_PART.pack(part.client, part.rate, part.weight, part.size, len(scalars)), encode_scalars(scalars)]
     return b"".join(parts)
 
 
@@ -206,15 +218,24 @@ def _decode_records(body: memoryview) -> tuple[RoundRecord, ...]:
 
 
 def _decode_part(body: memoryview, at: int) -> tuple[Contribution, int]:
-    client, rate, weight, count = _PART.unpack_from(body, at)
+    client, rate, weight, size, count = _PART.unpack_from(body, at)
     start = at + _PART.size
     stop = start + 2 * count
     if stop > len(body):
         raise struct.error
     scalars = decode_scalars(bytes(body[start:stop]))
-    if (fault := factor_fault(rate, weight, largest(scalars))) is not None:
-        raise RunError(f"a task message brings what client {client} did, and {fault}")
-    return Contribution(client, rate, weight, 0, 0.0, 0, scalars), stop
+    reach = max(largest(scalars), LARGEST_SHARE)  # a scale-free rate is applied to shares of a size
+    if (fault := factor_fault(rate, weight, reach)) is not None or not 0 <= size <= LARGEST_FACTOR:
+        raise RunError(f"a task message brings what client {client} did, and {fault or f'its size is {size:g}'}")
+    return Contribution(client, rate, weight, 0, 0.0, 0, scalars, size=size), stop
+
+
+def _decode_state(body: memoryview, vectors: int) -> CatchUp:
+    """Theta and as many moments as make up so many vectors of one length."""
+    if len(body) % (BYTES_PER_PARAMETER * vectors):
+        raise RunError(f"{len(body)} bytes are no {vectors} float32 vectors of one length")
+    theta, *moments = _decode_vector(body).view(vectors, -1)
+    return CatchUp(theta=theta, moments=tuple(moments))
 
 
 def _encode_vector(vector: Tensor) -> bytes:

@@ -1,24 +1,34 @@
-"""The five learning-rate strategies: eta_i = eta_0 + alpha Phi_i (Ling et al., KDD 2024, section 5).
+"""The learning-rate strategies: the paper's five, and one in units of the scalars' own size.
 
-With sampled clients a client's loss and drift are those of the last round it took part in, and means and maxima run
-over the members of the cohort that have a value; a client without one gets eta_0.
+The five are eta_i = eta_0 + alpha Phi_i (Ling et al., KDD 2024, section 5). With sampled clients a client's loss and
+drift are those of the last round it took part in, and means and maxima run over the members of the cohort that have a
+value; a client without one gets eta_0.
+
+With `scale-free` every client has eta_0, and each of its scalars is divided by their running root mean square (MEAZO,
+arXiv 2605.03869): a rate is then how far a step goes along a unit direction, whatever the loss, and one value suits
+many models. Within a round a client carries the root mean square on by itself; between rounds the server takes the mean
+over all clients that it knows.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from fedmezo.records import RoundRecord
+from fedmezo.records import Contribution, RoundRecord
 from fedmezo.zo.arithmetic import round_coefficient
+from fedmezo.zo.estimators.protocol import Estimator
 from fedmezo.zo.noise import Purpose, Stream, uniform
+from fedmezo.zo.replay import running_sizes
 
 FROZEN = "frozen"
 RANDOM = "random"
 ROUND_WISE = "round-wise"
 FIVE_ROUND = "five-round"
 MODEL_DIFF = "model-diff"
+SCALE_FREE = "scale-free"
 
 LARGEST_LOSS = 1000.0
 """In nats per token: twenty times that of a model that knows nothing of a vocabulary of 2^64 tokens."""
@@ -33,6 +43,7 @@ class ClientHistory:
     losses: tuple[float, ...] = ()  # train losses of its last rounds, at most WINDOW, newest last
     drift: float | None = None  # D_i of its last round, in a model-diff run
     powers: tuple[float, ...] = ()  # mean squares of its scalars in its last rounds, at most WINDOW, newest last
+    size: float = 0.0  # running size of its scalars after its last round, in a scale-free run
 
 
 Histories = Mapping[int, ClientHistory]
@@ -46,7 +57,7 @@ class RateStrategy:
     """How the server sets each client's learning rate.
 
     Args:
-        name: `frozen`, `random`, `round-wise`, `five-round` or `model-diff`.
+        name: `frozen`, `random`, `round-wise`, `five-round`, `model-diff` or `scale-free`.
         rate: eta_0.
         width: alpha, the largest distance of a rate from eta_0; smaller than eta_0.
         own: offsets Phi of a program's own, each from -1 to 1, instead of those that `name` stands for.
@@ -60,34 +71,52 @@ class RateStrategy:
     def __post_init__(self) -> None:
         if self.name not in _STRATEGIES:
             raise ValueError(f"strategy {self.name!r} is unknown; it is one of {', '.join(_STRATEGIES)}")
-        lowest = self.rate if self.name == FROZEN else self.rate - self.width
+        lowest = self.rate if self.name in (FROZEN, SCALE_FREE) else self.rate - self.width
         if lowest <= 0:
             raise ValueError(f"the lowest rate, {lowest:g}, must be above 0 (rate {self.rate:g}, width {self.width:g})")
 
 
 def client_rates(
-    strategy: RateStrategy, seed: int, round_index: int, cohort: Sequence[int], histories: Histories
+    strategy: RateStrategy,
+    seed: int,
+    round_index: int,
+    cohort: Sequence[int],
+    histories: Histories,
+    share: float = 1.0,
 ) -> tuple[float, ...]:
-    """The learning rate of each member of the cohort, of 16 significant bits."""
+    """The learning rate of each member of the cohort, of 16 significant bits; `share` is the schedule's."""
     offsets = (strategy.own or _STRATEGIES[strategy.name])(seed, round_index, cohort, histories)
-    return tuple(round_coefficient(strategy.rate + strategy.width * phi) for phi in offsets)
+    return tuple(round_coefficient((strategy.rate + strategy.width * phi) * share) for phi in offsets)
 
 
-def remember(histories: Histories, record: RoundRecord) -> dict[int, ClientHistory]:
-    """The histories after a round."""
+def known_size(histories: Histories) -> float:
+    """The root mean square of the clients' sizes of scalars, of 16 significant bits; 0 if none is known."""
+    squares = [history.size**2 for history in histories.values() if history.size]
+    return round_coefficient(math.sqrt(sum(squares) / len(squares))) if squares else 0.0
+
+
+def remember(histories: Histories, record: RoundRecord, estimator: Estimator | None) -> dict[int, ClientHistory]:
+    """The histories after a round; `estimator` is that of zeroth-order clients."""
     after = dict(histories)
     for part in record.contributions:
         known = after.get(part.client, ClientHistory())
         loss = min(part.train_loss, LARGEST_LOSS)  # a journal may be older than the bound
         losses = (*known.losses, loss)[-WINDOW:]
         powers = (*known.powers, mean_square(part.scalars))[-WINDOW:] if part.scalars else ()
-        after[part.client] = replace(known, losses=losses, drift=part.drift, powers=powers)
+        size = _size_after(part, estimator)
+        after[part.client] = replace(known, losses=losses, drift=part.drift, powers=powers, size=size)
     return after
 
 
 def mean_square(scalars: Sequence[float]) -> float:
     """The mean of the squares; 0 of nothing."""
     return sum(g * g for g in scalars) / len(scalars) if scalars else 0.0
+
+
+def _size_after(part: Contribution, estimator: Estimator | None) -> float:
+    if estimator is None or not estimator.settings.scale_free or not part.scalars:
+        return 0.0
+    return running_sizes(part.size, part.scalars, estimator.directions)[-1]
 
 
 def spread(values: Sequence[float | None]) -> list[float]:
@@ -132,4 +161,5 @@ _STRATEGIES: dict[str, Offsets] = {
     ROUND_WISE: _round_wise,
     FIVE_ROUND: _five_round,
     MODEL_DIFF: _model_diff,
+    SCALE_FREE: _frozen,
 }

@@ -13,15 +13,17 @@ from fedmezo.errors import TrainingError
 from fedmezo.federation.aggregate import (
     SCALARS,
     ReportRules,
-    apply_scalars_,
     apply_updates_,
     average_weights,
     drifts_of_scalars,
     drifts_of_updates,
     sort_reports,
 )
-from fedmezo.federation.rates import MODEL_DIFF, ClientHistory, RateStrategy, client_rates, remember
+from fedmezo.federation.course import Course, hash_of
+from fedmezo.federation.rates import MODEL_DIFF, ClientHistory, RateStrategy, client_rates, known_size, remember
+from fedmezo.federation.schedule import CONSTANT, RateSchedule
 from fedmezo.federation.server_optimizers import FEDAVG, PLAIN_AVERAGE, Moments, ServerOptimizer, server_step_
+from fedmezo.federation.trust import Trust, train_loss
 from fedmezo.records import Contribution, Refusal, Report, RoundPlan, RoundRecord, Segment
 from fedmezo.zo.arithmetic import round_coefficient, state_hash
 from fedmezo.zo.noise import Purpose, Stream, permutation
@@ -44,9 +46,11 @@ class Federation:
         equal_weights: every usable report weighs the same, whatever its number of examples.
         weigh: weights of a program's own instead, which the journal keeps as it keeps any.
         strategy: the learning rates.
+        schedule: what is left of them in each round.
+        trusting: take every round, whatever its loss; else see `federation.trust`.
         rules: what a report must look like; holds the protocol and the estimator.
         segments: the trainable tensors.
-        server: what becomes of the average; other than FedAvg in the `weights` protocol alone.
+        server: what becomes of the average.
         lone_client: the only client that ever takes part, where one trains alone.
         device: where directions are generated. Theta itself is on the host, so that a GPU has room for the clients'.
     """
@@ -59,6 +63,8 @@ class Federation:
     strategy: RateStrategy
     rules: ReportRules
     segments: tuple[Segment, ...]
+    schedule: RateSchedule = CONSTANT
+    trusting: bool = True
     server: ServerOptimizer = PLAIN_AVERAGE
     lone_client: int | None = None
     weigh: Weigh | None = None
@@ -74,6 +80,7 @@ class ServerState:
     hash: str  # state hash of theta
     histories: dict[int, ClientHistory]
     moments: Moments = field(default_factory=dict)  # of the server's optimiser
+    trust: Trust = field(default_factory=Trust)  # in the rate, unless every round is taken
 
 
 def initial_state(theta: Tensor) -> ServerState:
@@ -87,8 +94,9 @@ def plan_round(federation: Federation, state: ServerState, barred: Collection[in
     Whoever is barred gives place to the next in order; as many of them stay as are needed for the fewest reports.
     """
     cohort = _cohort(federation, state.round, barred)
-    rates = client_rates(federation.strategy, federation.seed, state.round, cohort, state.histories)
-    return RoundPlan(state.round, cohort, rates)
+    share = federation.schedule.share(state.round) * state.trust.share
+    rates = client_rates(federation.strategy, federation.seed, state.round, cohort, state.histories, share)
+    return RoundPlan(state.round, cohort, rates, known_size(state.histories))
 
 
 def _cohort(federation: Federation, round_index: int, barred: Collection[int]) -> tuple[int, ...]:
@@ -130,20 +138,26 @@ def close_round_(
     if federation.strategy.name == MODEL_DIFF:
         contributions = _with_drifts(federation, state, contributions, accepted)
     record = RoundRecord(plan.round, plan.cohort, contributions, tuple(refusals), state_hash="")
+    if not federation.trusting and not state.trust.takes(train_loss(record)):
+        record = replace(record, contributions=tuple(replace(part, weight=0.0) for part in contributions))
     if federation.rules.protocol == SCALARS:
         after = replay_round_(federation, state, record)
     else:
-        moments = _average_(federation, state, contributions, accepted)
-        after = _after(state, record, moments)
+        moments = _average_(federation, state, record.contributions, accepted)
+        after = _after(federation, state, record, moments, state_hash(state.theta))
     return after, replace(record, state_hash=after.hash)
 
 
 def replay_round_(federation: Federation, state: ServerState, record: RoundRecord) -> ServerState:
     """The state after a recorded round of the `scalars` protocol; theta is changed in place."""
-    estimator = federation.rules.estimator
+    estimator, host = federation.rules.estimator, state.theta.device
     assert estimator is not None, "the scalars protocol has zeroth-order clients"
-    state.theta.copy_(apply_scalars_(state.theta.to(federation.device), record, federation.seed, estimator))
-    return _after(state, record)
+    theta = state.theta.to(federation.device)
+    moments = {name: moment.to(federation.device) for name, moment in state.moments.items()}
+    after = Course(federation.seed, estimator, federation.server).advance_(theta, moments, record)
+    state.theta.copy_(theta)
+    on_host = {name: moment.to(host) for name, moment in after.items()}
+    return _after(federation, state, record, on_host, hash_of(state.theta, on_host))
 
 
 def _average_(
@@ -151,6 +165,8 @@ def _average_(
 ) -> Moments:
     """Move theta by the reported updates; returns the moments of the server's optimiser."""
     updates = [report.update for report in accepted if report.update is not None]
+    if not any(part.weight for part in contributions):
+        return state.moments
     if federation.server.method == FEDAVG:  # added one by one: no second vector of the model's size
         apply_updates_(state.theta, contributions, updates)
         return {}
@@ -158,9 +174,17 @@ def _average_(
     return server_step_(state.theta, delta, state.moments, federation.server)
 
 
-def _after(state: ServerState, record: RoundRecord, moments: Moments | None = None) -> ServerState:
-    histories = remember(state.histories, record)
-    return ServerState(record.round + 1, state.theta, state_hash(state.theta), histories, moments or {})
+def _after(
+    federation: Federation, state: ServerState, record: RoundRecord, moments: Moments, digest: str
+) -> ServerState:
+    histories = remember(state.histories, record, federation.rules.estimator)
+    trust = trust_after(federation, state.trust, record)
+    return ServerState(record.round + 1, state.theta, digest, histories, moments, trust)
+
+
+def trust_after(federation: Federation, trust: Trust, record: RoundRecord) -> Trust:
+    """The trust in the rate after a recorded round."""
+    return trust if federation.trusting else trust.after(train_loss(record))
 
 
 def _weights(federation: Federation, accepted: Sequence[Report]) -> list[float]:
@@ -183,6 +207,7 @@ def _contributions(plan: RoundPlan, accepted: Sequence[Report], weights: Sequenc
             train_loss=report.train_loss,
             skipped_steps=report.skipped_steps,
             scalars=report.scalars,
+            size=plan.size,
         )
         for report, weight in zip(accepted, weights, strict=True)
     )

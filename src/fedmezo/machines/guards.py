@@ -12,12 +12,13 @@ LARGEST_LOSS_CHANGE = 1.0
 def guarded(config: Config) -> Config:
     """The configuration with a clip for scalars and a limit on how unlike the others a report may be.
 
-    Each of them can be set to 0, which is none.
+    Each of them can be set to 0, which is none. Normalised scalars are bounded as they are.
     """
     federate, zo = config.federate, config.train.zo
     if federate.max_ratio is None:
         federate = federate.model_copy(update={"max_ratio": MAX_RATIO})
-    if "clip" not in zo.model_fields_set and config.trainer.type == "mezotrainer":
+    unbounded = config.trainer.type == "mezotrainer" and zo.estimator == "two-point"
+    if unbounded and "clip" not in zo.model_fields_set:
         zo = zo.model_copy(update={"clip": LARGEST_LOSS_CHANGE / (2 * zo.eps)})
     train = config.train.model_copy(update={"zo": zo})
     return config.model_copy(update={"federate": federate, "train": train})

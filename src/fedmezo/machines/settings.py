@@ -21,7 +21,8 @@ from fedmezo.errors import ConfigError
 
 SHARED: dict[str, Any] = {
     "seed": True,
-    "federate": {"protocol": True, "total_round_num": True},
+    "federate": {"protocol": True, "total_round_num": True, "method": True},
+    "fedopt": True,
     "fedprox": True,
     "data": {"format": True, "template": True},
     "llm": {"tok_len": True, "adapter": True},

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from fedmezo.errors import DataError, FedMeZOError, ModelError
-from fedmezo.federation.aggregate import apply_scalars_
 from fedmezo.federation.clients import ClientWork
+from fedmezo.federation.course import Course, hash_of
 from fedmezo.federation.joining import (
     UNKNOWN,
     Ready,
@@ -29,9 +29,9 @@ from fedmezo.federation.joining import (
     is_setup,
 )
 from fedmezo.federation.messages import BYTES_PER_PARAMETER, CatchUp, decode_task, encode_report, records_size
+from fedmezo.federation.server_optimizers import Moments, moment_names
 from fedmezo.records import ClientData, ClientTask, Report
 from fedmezo.zo.arithmetic import state_hash
-from fedmezo.zo.estimators.protocol import Estimator
 
 logger = logging.getLogger(__name__)
 
@@ -45,16 +45,14 @@ class Loaded:
         data: the site's own examples.
         base_hash: of the site's base weights.
         theta: (d,) initial, derived from the base model and the run's seed.
-        seed: run seed.
-        estimator: the run's; replays what others reported.
+        course: follows what others reported.
     """
 
     work: ClientWork
     data: ClientData
     base_hash: str
     theta: Tensor
-    seed: int
-    estimator: Estimator
+    course: Course
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not an error
@@ -77,6 +75,7 @@ class Site:
         self._setup: Setup | None = None
         self._loaded: Loaded | None = None
         self._theta: Tensor | None = None
+        self._moments: Moments = {}  # of the server's optimiser
         self._round = UNKNOWN  # theta is the state before this round
 
     def answer(self, message: bytes) -> bytes:
@@ -120,7 +119,7 @@ class Site:
 
     def _begin(self, loaded: Loaded, setup: Setup) -> None:
         """Know the initial state, if it is the one that the site derives for itself."""
-        self._theta, self._round = None, UNKNOWN
+        self._theta, self._moments, self._round = None, {}, UNKNOWN
         if state_hash(loaded.theta) == setup.theta_hash:
             self._theta, self._round = loaded.theta.clone(), 0
 
@@ -153,26 +152,33 @@ class Site:
     def _require_fitting(self, loaded: Loaded, way: CatchUp) -> None:
         """Refuse what cannot be a state of this run, and records that weigh more than a state does."""
         size = len(loaded.theta)
-        if way.theta is not None and (len(way.theta) != size or not bool(torch.isfinite(way.theta).all())):
+        if way.theta is not None and not self._is_state(loaded, way.theta, way.moments):
             raise Refused(Reason.FAILED, f"the task brings no state of {size} numbers that are finite")
         if records_size(way.records) > BYTES_PER_PARAMETER * size:
             raise Refused(Reason.FAILED, "the task brings more records than a state weighs")
+
+    def _is_state(self, loaded: Loaded, theta: Tensor, moments: tuple[Tensor, ...]) -> bool:
+        if len(moments) != len(moment_names(loaded.course.server)):
+            return False
+        return all(len(v) == len(loaded.theta) and bool(torch.isfinite(v).all()) for v in (theta, *moments))
 
     def _advance(self, loaded: Loaded, round_index: int, digest: str, way: CatchUp) -> Tensor:
         """Bring theta to the state before a round; its hash must be the server's."""
         self._require_fitting(loaded, way)
         if way.theta is not None:
-            theta, self._round = way.theta.to(loaded.theta.device), round_index
+            device, names = loaded.theta.device, moment_names(loaded.course.server)
+            theta, self._round = way.theta.to(device), round_index
+            self._moments = {name: moment.to(device) for name, moment in zip(names, way.moments, strict=True)}
         elif self._theta is None:
             raise Refused(Reason.OTHER_STATE, "this site knows no state")
         else:
             theta = self._theta
             for record in way.records:
                 if record.round == self._round:
-                    apply_scalars_(theta, record, loaded.seed, loaded.estimator)
+                    self._moments = loaded.course.advance_(theta, self._moments, record)
                     self._round += 1
         self._theta = theta
-        if self._round != round_index or state_hash(theta) != digest:
+        if self._round != round_index or hash_of(theta, self._moments) != digest:
             reached, self._theta, self._round = self._round, None, UNKNOWN
             raise Refused(Reason.OTHER_STATE, f"from the state before round {reached} the task's state is not reached")
         return theta

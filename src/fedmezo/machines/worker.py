@@ -123,8 +123,7 @@ def load(options: WorkerOptions, setup: Setup) -> Loaded:
         data=shard,
         base_hash=tuned.base_hash,
         theta=tuned.theta.to(tuned.model.device),
-        seed=config.seed,
-        estimator=assemble.make_estimator(config, tuned.model),
+        course=assemble.make_course(config, tuned.model),
     )
 
 

@@ -17,6 +17,7 @@ from fedmezo.models.lanes import EagerForward, LaneForward, base_of, laned_losse
 from fedmezo.models.language_model import LanguageModel
 from fedmezo.models.targets import with_targets
 from fedmezo.records import Batch
+from fedmezo.zo.estimators.protocol import Estimator
 from fedmezo.zo.local import FlatThetas, LocalThetas
 from fedmezo.zo.noise import Directions
 
@@ -88,9 +89,9 @@ class CausalLM(LanguageModel):
         self.lanes = 1 if self._laned is None else lanes
         return notices
 
-    def bytes_per_lane(self, longest: Batch, theta: Tensor, queries: int) -> int:
+    def bytes_per_lane(self, longest: Batch, theta: Tensor, estimator: Estimator) -> int:
         """See `lane_budget.bytes_per_lane`."""
-        return bytes_per_lane(self, longest, theta, queries)
+        return bytes_per_lane(self, longest, theta, estimator)
 
     def compile(self, rows: int) -> list[str]:
         """Make the forward pass over `lanes` lanes faster, at the cost of seconds or a minute.

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fedmezo.records import IGNORE_LABEL, Batch, Trainable
+from fedmezo.zo.estimators.protocol import Estimator
 
 SHARE_OF_MEMORY = 1 / 8
 """Of the device's whole memory, so that the same machine always gives the same number."""
@@ -28,15 +29,15 @@ def fitting_lanes(bytes_per_lane: int, wanted: int, device: torch.device) -> int
     return max(1, min(wanted, int(SHARE_OF_MEMORY * device_memory(device)) // bytes_per_lane))
 
 
-def bytes_per_lane(model: Trainable, longest: Batch, theta: Tensor, queries: int) -> int:
+def bytes_per_lane(model: Trainable, longest: Batch, theta: Tensor, estimator: Estimator) -> int:
     """What a lane adds to memory at most: half of what a forward pass of two needs, and its share of vectors.
 
-    The vectors, of d elements each, are a float32 copy for each lane, a bfloat16 direction for each two, and a
-    client's float32 theta for each two queries.
+    The vectors, of d elements each, are a float32 copy for each lane, and its share of a client's bfloat16 directions
+    and float32 theta.
     """
     pair = theta.to(model.device).expand(2, -1).contiguous()
     activations = peak_memory_of(lambda: model.losses(pair, [longest, longest]), model.device) // 2
-    return activations + len(theta) * (4 + 1 + 4 // (2 * queries))
+    return activations + len(theta) * (4 + (2 * estimator.directions + 4) // estimator.losses_per_step)
 
 
 def device_memory(device: torch.device) -> int:

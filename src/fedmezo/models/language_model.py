@@ -18,6 +18,7 @@ from fedmezo.models.flat import FlatParameters
 from fedmezo.models.label_loss import choose_path
 from fedmezo.models.lanes import base_of
 from fedmezo.records import Batch, Segment
+from fedmezo.zo.estimators.protocol import Estimator
 from fedmezo.zo.local import LocalThetas
 from fedmezo.zo.noise import Directions
 
@@ -95,13 +96,13 @@ class LanguageModel(ABC):
         """Take the losses of up to so many thetas in one forward pass; returns what the user should be told."""
 
     @abstractmethod
-    def bytes_per_lane(self, longest: Batch, theta: Tensor, queries: int) -> int:
+    def bytes_per_lane(self, longest: Batch, theta: Tensor, estimator: Estimator) -> int:
         """What a lane adds to memory at most.
 
         Args:
             longest: the largest batch that there can be.
             theta: (d,).
-            queries: directions of a client's step.
+            estimator: of the clients.
         """
 
     @abstractmethod

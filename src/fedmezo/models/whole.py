@@ -26,6 +26,7 @@ from fedmezo.models.loading import without_progress_bar
 from fedmezo.models.local_lanes import LaneThetas
 from fedmezo.models.perturbed import PerturbedForward
 from fedmezo.records import Batch
+from fedmezo.zo.estimators.protocol import Estimator
 from fedmezo.zo.local import FlatThetas, LocalThetas, Probe
 from fedmezo.zo.low_rank import LowRankNoise
 from fedmezo.zo.noise import RADEMACHER, Directions, Noise, Purpose, Stream
@@ -93,7 +94,7 @@ class WholeLM(LanguageModel):
         self.lanes = min(lanes, self._most_lanes)
         return []
 
-    def bytes_per_lane(self, longest: Batch, theta: Tensor, queries: int) -> int:
+    def bytes_per_lane(self, longest: Batch, theta: Tensor, estimator: Estimator) -> int:
         """Half of what a forward pass of two lanes allocates."""
         noise = self._probing_noise()
         thetas = self.local_thetas(theta, 1, noise, 2)

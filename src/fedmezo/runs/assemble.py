@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -26,9 +26,11 @@ from fedmezo.data.sources import Reading, load_examples, without_rare_categories
 from fedmezo.data.splitters import Splitter, make_splitter
 from fedmezo.federation.aggregate import ReportRules
 from fedmezo.federation.clients import ClientWork, FirstOrderClients, ZerothOrderClients
+from fedmezo.federation.course import Course
 from fedmezo.federation.optimizers import OptimizerFactory
-from fedmezo.federation.rates import RateStrategy
+from fedmezo.federation.rates import SCALE_FREE, RateStrategy
 from fedmezo.federation.round import Federation
+from fedmezo.federation.schedule import RateSchedule
 from fedmezo.federation.server_optimizers import ServerOptimizer
 from fedmezo.models import fitness
 from fedmezo.models.causal_lm import CausalLM
@@ -47,11 +49,11 @@ from fedmezo.results.metrics import ACCURACY
 from fedmezo.runs.choosing import make_candidates
 from fedmezo.runs.directory import environment
 from fedmezo.runs.evaluate import Evaluation, accuracy, evaluate
-from fedmezo.runs.format import Header
+from fedmezo.runs.format import Header, server_line
 from fedmezo.runs.own import NOTHING, Own
 from fedmezo.zo.arithmetic import state_hash
+from fedmezo.zo.estimators.family import make_estimator as estimator_of
 from fedmezo.zo.estimators.protocol import Estimator, Settings
-from fedmezo.zo.estimators.two_point import TwoPoint
 from fedmezo.zo.low_rank import LOW_RANK, directions_for
 from fedmezo.zo.noise import Directions, Noise, Purpose, Stream, compiles, words
 from fedmezo.zo.signal import Signal, find_sound_eps, measure_signal
@@ -218,15 +220,16 @@ def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset, client
     compiled = _compiles_forward(config, model, dataset)
     if wanted == 1 and not compiled:
         return []
-    queries = config.train.zo.queries
-    useful = 2 * queries * (config.federate.cohort_size if clients is None else clients)
+    estimator = _bare_estimator(config)
+    useful = estimator.losses_per_step * (config.federate.cohort_size if clients is None else clients)
+    rows = config.dataloader.batch_size * estimator.passes // estimator.losses_per_step
     notices = model.use_lanes(2)
     if model.lanes > 1:
         if wanted == "auto":
-            longest = longest_batch(config.dataloader.batch_size, int(dataset.lengths.max()), model.device)
-            wanted = fitting_lanes(model.bytes_per_lane(longest, tuned.theta, queries), useful, model.device)
+            longest = longest_batch(rows, int(dataset.lengths.max()), model.device)
+            wanted = fitting_lanes(model.bytes_per_lane(longest, tuned.theta, estimator), useful, model.device)
         model.use_lanes(min(wanted, useful))
-        notices += model.compile(config.dataloader.batch_size) if compiled else []
+        notices += model.compile(rows) if compiled else []
     return notices
 
 
@@ -278,31 +281,49 @@ def finer_format(tuned: TunedModel) -> str:
 
 def clients_at_once(config: Config, model: LanguageModel) -> int:
     """How many clients fill the model's lanes."""
-    return max(1, model.lanes // (2 * config.train.zo.queries))
+    return max(1, model.lanes // _bare_estimator(config).losses_per_step)
 
 
 def planned_passes(config: Config) -> int:
-    """Forward passes of the clients of all rounds, each over one theta."""
-    return 2 * _planned_directions(config)
+    """Forward passes of the clients of all rounds, each over a whole batch."""
+    return _planned_steps(config) * _bare_estimator(config).passes
 
 
-def _planned_directions(config: Config) -> int:
-    """Directions that the clients of all rounds follow; too few where `local_update_steps` counts passes."""
-    steps = config.federate.total_round_num * config.train.local_update_steps
-    return steps * config.federate.cohort_size * config.train.zo.queries
+def _planned_steps(config: Config) -> int:
+    """Steps of the clients in all rounds; too few where `local_update_steps` counts passes over the data."""
+    return config.federate.total_round_num * config.train.local_update_steps * config.federate.cohort_size
 
 
 def make_estimator(config: Config, model: LanguageModel) -> Estimator:
     """The zeroth-order clients' estimator."""
-    zo = config.train.zo
-    return TwoPoint(Settings(zo.eps, zo.queries, make_noise(config, model), zo.clip))
+    settings = replace(_bare_estimator(config).settings, noise=make_noise(config, model))
+    return estimator_of(config.train.zo.estimator, settings, config.dataloader.batch_size)
+
+
+def _bare_estimator(config: Config) -> Estimator:
+    """The estimator, whose noise is any."""
+    zo, rows = config.train.zo, config.dataloader.batch_size
+    scale_free = config.train.train_strategy == SCALE_FREE
+    return estimator_of(zo.estimator, Settings(zo.eps, zo.queries, clip=zo.clip, scale_free=scale_free), rows)
+
+
+def make_course(config: Config, model: LanguageModel) -> Course:
+    """What it takes to follow the run through its rounds."""
+    return Course(config.seed, make_estimator(config, model), make_server_optimizer(config))
+
+
+def make_server_optimizer(config: Config) -> ServerOptimizer:
+    """What becomes of the average update."""
+    method, opt = config.federate.method, config.fedopt
+    return ServerOptimizer(method, 1.0 if opt.lr_server is None else opt.lr_server, opt.momentum, opt.beta2, opt.tau)
 
 
 def make_noise(config: Config, model: LanguageModel) -> Directions:
     """The directions, compiled as `train.compile` says; a client generates each of them, and so does the server."""
     zo, wanted = config.train.zo, config.train.compile
     if wanted == "auto" or _has_low_rank(config):
-        return directions_for(zo.noise, zo.rank, model.segments, 2 * _planned_directions(config), model.device)
+        directions = 2 * _planned_steps(config) * _bare_estimator(config).directions
+        return directions_for(zo.noise, zo.rank, model.segments, directions, model.device)
     return Noise(zo.noise, compiled=wanted and compiles(zo.noise, model.device))
 
 
@@ -333,14 +354,22 @@ def make_federation(config: Config, model: LanguageModel, own: Own = NOTHING) ->
         weigh=own.weigh,
         rules=rules,
         segments=model.segments,
-        server=ServerOptimizer(
-            federate.method,
-            1.0 if config.fedopt.lr_server is None else config.fedopt.lr_server,
-            config.fedopt.momentum,
-            config.fedopt.beta2,
-            config.fedopt.tau,
-        ),
+        schedule=_make_rate_schedule(config),
+        trusting=not train.trust,
+        server=make_server_optimizer(config),
         device=model.device,
+    )
+
+
+def _make_rate_schedule(config: Config) -> RateSchedule:
+    schedule = config.train.schedule
+    return RateSchedule(
+        schedule.type,
+        config.federate.total_round_num,
+        schedule.warmup_rounds,
+        schedule.floor,
+        schedule.step_rounds,
+        schedule.step_factor,
     )
 
 
@@ -436,6 +465,10 @@ def make_header(config: Config, tuned: TunedModel, holdings: Holdings, theta: Te
         noise=config.train.zo.noise,
         eps=config.train.zo.eps,
         queries=config.train.zo.queries,
+        estimator=config.train.zo.estimator,
+        batch_size=config.dataloader.batch_size,
+        scale_free=config.train.train_strategy == SCALE_FREE,
+        server_optimizer=server_line(make_server_optimizer(config)),
         base=config.model.name,
         base_hash=tuned.base_hash,
         dtype=dtype_name(tuned.dtype),

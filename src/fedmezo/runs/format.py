@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Any
+from dataclasses import asdict, replace
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -29,12 +30,15 @@ from fedmezo.config.schema import (
     AdapterArgs,
     Allowed,
     Dtype,
+    EstimatorName,
     Noise,
     Protocol,
     Quantization,
     Rank,
 )
 from fedmezo.config.strict import LONGEST_NAME, Client, Format, Hash, Name, Since
+from fedmezo.federation.course import Course
+from fedmezo.federation.server_optimizers import FEDAVG, PLAIN_AVERAGE, ServerOptimizer
 from fedmezo.records import Segment
 from fedmezo.zo.arithmetic import (
     LARGEST_FACTOR,
@@ -44,6 +48,10 @@ from fedmezo.zo.arithmetic import (
     largest,
     round_coefficient,
 )
+from fedmezo.zo.estimators.family import make_estimator
+from fedmezo.zo.estimators.protocol import Estimator, Settings
+from fedmezo.zo.noise import Directions
+from fedmezo.zo.replay import LARGEST_SHARE
 
 FORMAT_VERSION = 2
 """Of the journal, and of the published log, whose header is the journal's; older ones are read."""
@@ -137,6 +145,16 @@ Scalars = Annotated[
 ]
 
 
+class ServerLine(Format):
+    """The server's optimiser; see `federation.server_optimizers.ServerOptimizer`."""
+
+    method: Literal["FedAvgM", "FedAdam", "FedYogi"]
+    lr: float = Field(gt=0, le=LARGEST_FACTOR)
+    momentum: float = Field(ge=0, lt=1)
+    beta2: float = Field(ge=0, lt=1)
+    tau: float = Field(gt=0, le=LARGEST_FACTOR)
+
+
 class Header(Format):
     """What replay needs besides the rounds and the base model itself, and what a resumed run must agree with."""
 
@@ -153,7 +171,15 @@ class Header(Format):
     eps: float = Field(ge=2.0**-100, le=LARGEST_FACTOR)
     """Perturbation scale."""
     queries: int = Field(ge=1, le=MAX_QUERIES)
-    """Directions per step."""
+    """Directions per step, or per row of a batch."""
+    estimator: Annotated[EstimatorName, Since(2)] = "two-point"
+    """What a step asks for and what its scalars mean."""
+    batch_size: Annotated[int, Field(ge=1, le=2**31 - 1), Since(2)] = 1
+    """Rows of a batch; with the estimator and the queries they give the directions of a step."""
+    scale_free: Annotated[bool, Since(2)] = False
+    """Whether scalars are divided by their running size."""
+    server_optimizer: Annotated[ServerLine | None, Since(2)] = None
+    """What becomes of the average update; None is the average itself."""
     base: Name
     """Name of the base model, as configured."""
     base_hash: Hash
@@ -189,6 +215,32 @@ class Header(Format):
         """The size d of theta."""
         return self.segments[-1].stop
 
+    @model_validator(mode="after")
+    def _has_an_estimator(self) -> Header:
+        self.estimator_with()
+        return self
+
+    def estimator_with(self, noise: Directions | None = None) -> Estimator:
+        """The clients' estimator, as far as its moves depend on it; without a noise it only counts."""
+        bare = Settings(self.eps, self.queries, scale_free=self.scale_free)
+        return make_estimator(self.estimator, bare if noise is None else replace(bare, noise=noise), self.batch_size)
+
+    @property
+    def directions(self) -> int:
+        """Directions of a step."""
+        return self.estimator_with().directions
+
+    def course_with(self, noise: Directions) -> Course:
+        """What it takes to follow the run through its rounds."""
+        line = self.server_optimizer
+        server = PLAIN_AVERAGE if line is None else ServerOptimizer(**line.model_dump())
+        return Course(self.seed, self.estimator_with(noise), server)
+
+
+def server_line(server: ServerOptimizer) -> ServerLine | None:
+    """The server's optimiser as the header has it."""
+    return None if server.method == FEDAVG else ServerLine.model_validate(asdict(server))
+
 
 class ContributionLine(Format):
     """One client's part of a round; see `records.Contribution`. The mean of float32 losses fits float32, too."""
@@ -201,6 +253,7 @@ class ContributionLine(Format):
     skipped_steps: Count
     scalars: Scalars | None = None
     drift: Annotated[float | None, Field(ge=0), Allowed("a number of at least 0")] = None
+    size: Annotated[Coefficient | None, Since(2)] = None
 
 
 class RefusalLine(Format):
@@ -260,6 +313,7 @@ def _scalars_fault(part: ContributionLine, header: Header) -> str | None:
         return f"scalars belong to a run of the scalars protocol, and this one's is {header.protocol}"
     if scalars is None:
         return None
-    if len(scalars) > MAX_STEPS * header.queries:
+    if len(scalars) > MAX_STEPS * header.directions:
         return f"{len(scalars)} scalars are too many for {MAX_STEPS} steps"
-    return factor_fault(part.rate, part.weight, largest(scalars))
+    reach = max(largest(scalars), LARGEST_SHARE) if header.scale_free else largest(scalars)
+    return factor_fault(part.rate, part.weight, reach)

@@ -261,6 +261,8 @@ def _contribution_fields(part: Contribution) -> dict[str, Any]:
     fields = asdict(part)
     if part.scalars is not None:
         fields["scalars"] = base64.b64encode(encode_scalars(part.scalars)).decode()
+    if not part.size:
+        del fields["size"]
     return {key: value for key, value in fields.items() if value is not None}
 
 
@@ -268,7 +270,7 @@ def _record(line: RoundLine) -> RoundRecord:
     return RoundRecord(
         round=line.round,
         cohort=line.cohort,
-        contributions=tuple(Contribution(**dict(part)) for part in line.clients),
+        contributions=tuple(Contribution(**{**dict(part), "size": part.size or 0.0}) for part in line.clients),
         refusals=tuple(Refusal(**dict(refusal)) for refusal in line.refused),
         state_hash=line.state_hash,
     )

@@ -3,9 +3,10 @@
 After the four bytes FMZL come a format version (one byte, that of the journal's format) and the SHA-256 of what
 follows: a zlib stream. Unpacked, it holds the length of a JSON document (uint32), that document (the journal's header,
 the number of rounds, the hash of the final state) and one column after the other: contributions of each round
-(uint32), then of each contribution client and number of scalars (uint32), rate and weight (float32, exact, since both
-have 16 significant bits), and all scalars (bfloat16). Everything is little-endian; the bytes of a column's numbers are
-sorted by significance, since high bytes repeat themselves and low ones do not.
+(uint32), then of each contribution client and number of scalars (uint32), rate, weight and, where the rates are
+scale-free, size (float32, exact, since they have 16 significant bits), and all scalars (bfloat16). Everything is
+little-endian; the bytes of a column's numbers are sorted by significance, since high bytes repeat themselves and low
+ones do not.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fedmezo.records import Contribution, RoundRecord
 from fedmezo.results.summary import human_bytes
 from fedmezo.runs.format import FORMAT_VERSION, Header, LogDocument
 from fedmezo.zo.arithmetic import LARGEST_FACTOR, decode_scalars, encode_scalars
+from fedmezo.zo.replay import LARGEST_SHARE
 
 MAGIC = b"FMZL"
 _START = struct.Struct("<4sB32s")
@@ -62,6 +64,7 @@ def encode_log(log: PublishedLog) -> bytes:
         np.array([len(part.scalars or ()) for part in parts], "<u4"),
         _exact([part.rate for part in parts]),
         _exact([part.weight for part in parts]),
+        *([_exact([part.size for part in parts])] if log.header.scale_free else []),
         np.frombuffer(encode_scalars([g for part in parts for g in part.scalars or ()]), "<u2"),
     ]
     body = zlib.compress(b"".join([_LENGTH.pack(len(head)), head, *map(_planes, columns)]), 9)
@@ -110,8 +113,9 @@ def _unpack(content: bytes, version: int) -> PublishedLog:
     parts = int(sizes.sum(dtype=np.uint64))
     clients, counts = take("<u4", parts), take("<u4", parts)
     rates, weights = take("<f4", parts), take("<f4", parts)
+    scale = take("<f4", parts) if document.header.scale_free else np.zeros_like(rates)
     scalars = take("<u2", int(counts.sum(dtype=np.uint64)))
-    records = _Records(sizes, clients, counts, rates, weights, scalars)
+    records = _Records(sizes, clients, counts, rates, weights, scale, scalars)
     records.require_sound(document.header)
     return PublishedLog(document.header, records, document.state_hash)
 
@@ -141,6 +145,7 @@ class _Records(Sequence[RoundRecord]):
         counts: (contributions,) scalars of each.
         rates: (contributions,) float32.
         weights: (contributions,) float32.
+        scale: (contributions,) float32, sizes of scalars before each.
         scalars: bfloat16 as uint16, of one contribution after the other.
     """
 
@@ -151,10 +156,11 @@ class _Records(Sequence[RoundRecord]):
         counts: NDArray[np.uint32],
         rates: NDArray[np.float32],
         weights: NDArray[np.float32],
+        scale: NDArray[np.float32],
         scalars: NDArray[np.uint16],
     ) -> None:
         self._stops = np.cumsum(sizes, dtype=np.int64)
-        self._clients, self._rates, self._weights = clients, rates, weights
+        self._clients, self._rates, self._weights, self._scale = clients, rates, weights, scale
         self._scalar_stops = np.cumsum(counts, dtype=np.int64)
         self._scalars = scalars
 
@@ -184,11 +190,17 @@ class _Records(Sequence[RoundRecord]):
         first = int(self._scalar_stops[index - 1]) if index else 0
         scalars = decode_scalars(self._scalars[first : self._scalar_stops[index]].tobytes())
         rate, weight = float(self._rates[index]), float(self._weights[index])
-        return Contribution(int(self._clients[index]), rate, weight, 0, 0.0, 0, scalars)
+        size = float(self._scale[index])
+        return Contribution(int(self._clients[index]), rate, weight, 0, 0.0, 0, scalars, size=size)
 
     def require_sound(self, header: Header) -> None:
         """ValueError unless every number may stand in a journal of that header; see `format.ContributionLine`."""
-        for name, column, largest in (("rate", self._rates, LARGEST_FACTOR), ("weight", self._weights, 1.0)):
+        columns = (
+            ("rate", self._rates, LARGEST_FACTOR),
+            ("weight", self._weights, 1.0),
+            ("size", self._scale, LARGEST_FACTOR),
+        )
+        for name, column, largest in columns:
             with np.errstate(invalid="ignore"):
                 sound = (column >= 0) & (column <= largest) & (column.view("<u4") & 0xFF == 0)
             if not sound.all():
@@ -197,14 +209,15 @@ class _Records(Sequence[RoundRecord]):
         if len(np.unique(rounds << np.uint64(32) | self._clients)) < len(self._clients):
             raise ValueError("it holds two contributions of a client to one round")
         counts = np.diff(self._scalar_stops, prepend=0)
-        if counts.max(initial=0) > MAX_STEPS * header.queries:
+        if counts.max(initial=0) > MAX_STEPS * header.directions:
             raise ValueError(f"it holds {counts.max()} scalars of a client; needs at most {MAX_STEPS} steps")
         sizes = self._scalars & 0x7FFF  # of bfloat16: the sign taken off, they are in order
         if sizes.max(initial=0) >= 0x7F80:
             raise ValueError("it holds scalars that are not finite")
         some = counts > 0
         greatest = np.maximum.reduceat(sizes, (self._scalar_stops - counts)[some]) if some.any() else sizes[:0]
-        moved = (greatest.astype(np.uint32) << 16).view(np.float32).astype(float) * self._rates[some]
+        reach = (greatest.astype("<u4") << 16).view("<f4").astype(float)
+        moved = np.maximum(reach, LARGEST_SHARE if header.scale_free else 0.0) * self._rates[some]
         if moved.max(initial=0.0) > LARGEST_FACTOR:
             raise ValueError("it holds rates and scalars that are too large to move theta")
 

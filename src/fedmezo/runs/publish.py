@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fedmezo.atomic import read_whole, replacing
 from fedmezo.errors import RunError, StorageError
-from fedmezo.federation.aggregate import apply_scalars_
+from fedmezo.federation.course import hash_of
 from fedmezo.federation.messages import BYTES_PER_PARAMETER
+from fedmezo.federation.server_optimizers import NO_MOMENTS
 from fedmezo.models.language_model import LanguageModel
 from fedmezo.plain import plain
 from fedmezo.results.console import work_progress
@@ -19,7 +20,7 @@ from fedmezo.runs.card import card_of_log, public_name, write_card
 from fedmezo.runs.format import Header
 from fedmezo.runs.journal import JOURNAL_FILE, read_journal
 from fedmezo.runs.log_file import PublishedLog, decode_log, encode_log
-from fedmezo.runs.replay import initial_theta, open_model, replaying_estimator, require_free, require_scalars
+from fedmezo.runs.replay import initial_theta, open_model, replaying_course, require_free, require_scalars
 from fedmezo.zo.arithmetic import state_hash
 
 
@@ -88,15 +89,13 @@ def import_log(
     require_scalars(log.header, file)
     model = open_model(log.header, base, own_code=own_code)
     theta = _starting_theta(model, log.header, restore_from)
-    estimator = replaying_estimator(log.header, log.records, theta)
+    course, moments = replaying_course(log.header, log.records, theta), NO_MOMENTS
     with work_progress(Console(), "replaying rounds") as show:
         for record in log.records:
-            apply_scalars_(theta, record, log.header.seed, estimator)
+            moments = course.advance_(theta, moments, record)
             show(record.round + 1, len(log.records))
-    if state_hash(theta) != log.state_hash:
-        raise RunError(
-            f"{file}: replay gives the state {state_hash(theta)[:16]}, not {log.state_hash[:16]} as published"
-        )
+    if (found := hash_of(theta, moments)) != log.state_hash:
+        raise RunError(f"{file}: replay gives the state {found[:16]}, not {log.state_hash[:16]} as published")
     try:
         model.save(theta, out)
         write_card(card_of_log(log.header, len(log.records)), out)

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from fedmezo.config import Config, load_config
 from fedmezo.errors import ConfigError, ModelError, RunError
-from fedmezo.federation.aggregate import SCALARS, apply_scalars_
+from fedmezo.federation.aggregate import SCALARS
+from fedmezo.federation.course import Course, hash_of
+from fedmezo.federation.server_optimizers import NO_MOMENTS
 from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.fingerprint import base_hash
 from fedmezo.models.hardware import DTYPES
@@ -32,8 +34,6 @@ from fedmezo.runs.format import Header
 from fedmezo.runs.journal import JOURNAL_FILE, Journal, read_journal
 from fedmezo.runs.snapshots import load_snapshot, snapshots_of
 from fedmezo.zo.arithmetic import state_hash
-from fedmezo.zo.estimators.protocol import Estimator, Settings
-from fedmezo.zo.estimators.two_point import TwoPoint
 from fedmezo.zo.low_rank import LOW_RANK, directions_for
 
 logger = logging.getLogger(__name__)
@@ -91,10 +91,10 @@ def rebuild_(
     Raises:
         RunError: the first state that differs from the recorded one.
     """
-    estimator = replaying_estimator(header, records, theta)
+    course, moments = replaying_course(header, records, theta), NO_MOMENTS
     for record in records:
-        apply_scalars_(theta, record, header.seed, estimator)
-        found = state_hash(theta)
+        moments = course.advance_(theta, moments, record)
+        found = hash_of(theta, moments)
         if found != record.state_hash:
             raise RunError(
                 f"round {record.round} is the first that differs: its state is {found[:16]}, but "
@@ -104,11 +104,11 @@ def rebuild_(
     return theta
 
 
-def replaying_estimator(header: Header, records: Sequence[RoundRecord], theta: Tensor) -> Estimator:
-    """The run's estimator, as it moves theta (d,) through the rounds on the device that theta is on."""
+def replaying_course(header: Header, records: Sequence[RoundRecord], theta: Tensor) -> Course:
+    """The run's course, as it moves theta (d,) through the rounds on the device that theta is on."""
     directions = sum(len(part.scalars or ()) for record in records for part in record.contributions)
     noise = directions_for(header.noise, header.rank, header.segments, directions, theta.device)
-    return TwoPoint(Settings(header.eps, header.queries, noise))
+    return header.course_with(noise)
 
 
 def open_model(header: Header, base: str, cache: str | None = None, *, own_code: bool = False) -> LanguageModel:

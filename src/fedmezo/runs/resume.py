@@ -23,7 +23,8 @@ from fedmezo.config import Config, load_config
 from fedmezo.errors import RunError
 from fedmezo.federation.aggregate import WEIGHTS
 from fedmezo.federation.rates import ClientHistory, remember
-from fedmezo.federation.round import Federation, ServerState, replay_round_
+from fedmezo.federation.round import Federation, ServerState, replay_round_, trust_after
+from fedmezo.federation.trust import Trust
 from fedmezo.results.console import RunLog
 from fedmezo.results.metrics import METRICS_FILE, Metric, cut_after, read_metrics
 from fedmezo.runs import assemble
@@ -178,11 +179,13 @@ def restore(folder: Path, journal: Journal, federation: Federation, initial: Ten
         )
     theta = load_snapshot(snapshots, at, journal.hashes[at]).to(initial.device) if at else initial
     histories: dict[int, ClientHistory] = {}
+    trust = Trust()
     for record in journal.records[:at]:
-        histories = remember(histories, record)
+        trust = trust_after(federation, trust, record)
+        histories = remember(histories, record, federation.rules.estimator)
     moments = load_moments(snapshots, at) if at else {}
     on_device = {name: moment.to(initial.device) for name, moment in moments.items()}
-    state = ServerState(at, theta, journal.hashes[at], histories, on_device)
+    state = ServerState(at, theta, journal.hashes[at], histories, on_device, trust)
     for record in journal.records[at:]:
         state = replay_round_(federation, state, record)
         if state.hash != record.state_hash:

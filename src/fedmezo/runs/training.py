@@ -21,6 +21,7 @@ from fedmezo.errors import TrainingError
 from fedmezo.federation.aggregate import WEIGHTS
 from fedmezo.federation.messages import BYTES_PER_PARAMETER
 from fedmezo.federation.round import Federation, ServerState, close_round_, plan_round
+from fedmezo.federation.trust import Trust, train_loss
 from fedmezo.records import Refusal, RoundRecord
 from fedmezo.results.console import RoundProgress, RoundStatus
 from fedmezo.results.metrics import Metric, Sink, evaluated, is_accuracy, measured
@@ -138,7 +139,10 @@ class Training:
 
     def _round(self) -> RoundStatus:
         started = time.monotonic()
+        trusted = self.state.trust.share
         record, result = self._closed_round()
+        if self.state.trust.share < trusted:
+            logger.warning(_jump(record, self.state.trust))
         for refusal in record.refusals[len(result.refusals) :]:  # of the others the engine has told
             logger.warning("round %d: client %d was refused: %s", record.round, refusal.client, refusal.reason)
         metrics = round_metrics(record, result) + self._costs(record.cohort, result.num_batches)
@@ -256,6 +260,14 @@ def round_metrics(record: RoundRecord, result: RoundResult) -> list[Metric]:
         **_mean_size([g for part in parts for g in part.scalars or ()]),
     }
     return metrics + [measured(name, value, round_index=here) for name, value in overall.items()]
+
+
+def _jump(record: RoundRecord, trust: Trust) -> str:
+    return (
+        f"round {record.round}: the train loss is {train_loss(record):.4g}, more than the {trust.limit:.4g} that the "
+        f"last rounds explain: the round is not taken, and rates are {trust.share:.3g} of what they would be "
+        "(train.trust)"
+    )
 
 
 def peak_memory(device: torch.device) -> int:

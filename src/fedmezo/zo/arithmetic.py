@@ -84,6 +84,9 @@ def _bfloat16_numbers() -> tuple[float, ...]:
     return struct.unpack(f"<{1 << 16}f", struct.pack(f"<{1 << 16}I", *(bits << 16 for bits in range(1 << 16))))
 
 
-def state_hash(theta: Tensor) -> str:
-    """SHA-256, in hexadecimal, of theta (d,) as little-endian float32."""
-    return hashlib.sha256(theta.detach().cpu().contiguous().numpy().astype("<f4", copy=False).data).hexdigest()
+def state_hash(theta: Tensor, *moments: Tensor) -> str:
+    """SHA-256, in hexadecimal, of theta (d,), and of moments after it, as little-endian float32."""
+    digest = hashlib.sha256()
+    for vector in (theta, *moments):
+        digest.update(vector.detach().cpu().contiguous().numpy().astype("<f4", copy=False).data)
+    return digest.hexdigest()

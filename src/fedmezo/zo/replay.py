@@ -19,6 +19,9 @@ DIRECTIONS_AT_ONCE = 256
 KEPT_OF_SIZE = 0.95
 """How much of the running mean square of the scalars stays from one step to the next."""
 
+LARGEST_SHARE = 128.0
+"""No scalar is larger in units of its running size, which holds its square: sqrt(255 / (1 - KEPT_OF_SIZE)) is 71."""
+
 
 @dataclass(frozen=True, slots=True)
 class Move:
@@ -53,16 +56,21 @@ class Pace:
 
     Args:
         rate: of its own steps; weight x rate for its share in the average.
-        size: where the rate is scale-free, the root mean square of the scalars before the round, 0 if there were none:
-            every scalar is then divided by its running value.
+        size: with a scale-free rate, the root mean square of the scalars before the round; 0 if there were none.
     """
 
     rate: float
-    size: float | None = None
+    size: float = 0.0
 
 
 def linear_moves(
-    pace: Pace, scalars: Sequence[float], address: Address, directions: int, from_step: int = 0
+    pace: Pace,
+    scalars: Sequence[float],
+    address: Address,
+    directions: int,
+    from_step: int = 0,
+    *,
+    scale_free: bool = False,
 ) -> list[Move]:
     """Moves along the directions of each step in proportion to its scalars, in the order step, query.
 
@@ -74,8 +82,9 @@ def linear_moves(
         address: where the directions are.
         directions: of a step, n.
         from_step: leave out the moves of the steps before it.
+        scale_free: divide every scalar by the running root mean square of all up to its step.
     """
-    sizes = None if pace.size is None else running_sizes(pace.size, scalars, directions)
+    sizes = running_sizes(pace.size, scalars, directions) if scale_free else None
     moves = []
     for i in range(from_step * directions, len(scalars)):
         step, query = divmod(i, directions)

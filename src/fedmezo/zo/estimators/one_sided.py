@@ -69,7 +69,8 @@ class OneSided:
 
     def moves(self, pace: Pace, scalars: Sequence[float], address: Address, from_step: int = 0) -> list[Move]:
         """Theta -= rate s_j z_j / q for each direction."""
-        return linear_moves(pace, scalars, address, self.directions, from_step)
+        scale_free = self.settings.scale_free
+        return linear_moves(pace, scalars, address, self.directions, from_step, scale_free=scale_free)
 
 
 def normalised(differences: Sequence[float]) -> list[float]:

@@ -79,7 +79,8 @@ class PerExample:
 
     def moves(self, pace: Pace, scalars: Sequence[float], address: Address, from_step: int = 0) -> list[Move]:
         """Theta -= rate s_j z_j / n for each of n directions."""
-        return linear_moves(pace, scalars, address, self.directions, from_step)
+        scale_free = self.settings.scale_free
+        return linear_moves(pace, scalars, address, self.directions, from_step, scale_free=scale_free)
 
 
 def row_of(batch: Batch, row: int) -> Batch:

@@ -29,12 +29,14 @@ class Settings:
             uses 1.
         noise: distribution of the directions.
         clip: largest size of a scalar; 0 for no limit.
+        scale_free: a move goes as far as its scalar is large beside the scalars before it.
     """
 
     eps: float = 1e-3
     queries: int = 1
     noise: Directions = field(default_factory=Noise)
     clip: float = 0.0
+    scale_free: bool = False
 
     def __post_init__(self) -> None:
         if not (self.eps > 0 and round_coefficient(self.eps) > 0):

@@ -63,4 +63,5 @@ class TwoPoint:
 
     def moves(self, pace: Pace, scalars: Sequence[float], address: Address, from_step: int = 0) -> list[Move]:
         """Theta -= rate g_j z_j / q for each direction."""
-        return linear_moves(pace, scalars, address, self.directions, from_step)
+        scale_free = self.settings.scale_free
+        return linear_moves(pace, scalars, address, self.directions, from_step, scale_free=scale_free)

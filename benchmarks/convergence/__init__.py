@@ -1,0 +1,1 @@
+"""How many forward passes, seconds and bytes a method needs to a loss: python -m benchmarks.convergence."""

@@ -1,0 +1,45 @@
+"""This package's own methods, zeroth and first order: the round of any run, without its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.convergence.task import Progress, Task
+from fedmezo.config import Config
+from fedmezo.engines.simulation import Simulation
+from fedmezo.errors import TrainingError
+from fedmezo.federation.downlink import Downlink
+from fedmezo.federation.round import close_round_, initial_state, plan_round
+from fedmezo.runs import assemble
+
+PASSES_OF_A_STEP_BACK = 3
+"""A forward pass, and a backward pass of twice its arithmetic."""
+
+
+def configured(task: Task, rate: float) -> Iterator[Progress]:
+    """The method of the task's own configuration, at another rate; ends where no report is usable."""
+    config = _with_rate(task.config, rate)
+    federation = assemble.make_federation(config, task.model)
+    rules = federation.rules
+    downlink = Downlink(rules.protocol, rules.num_parameters, derivable=True)
+    at_once = assemble.clients_at_once(config, task.model)
+    engine = Simulation(assemble.make_work(config, task.tuned), task.shards, downlink, at_once)
+    per_batch = rules.estimator.passes if rules.estimator else PASSES_OF_A_STEP_BACK
+    state, passes, sent = initial_state(task.tuned.theta.clone()), 0, 0
+    while True:
+        plan = plan_round(federation, state)
+        result = engine.run_round(plan, state)
+        try:
+            state, record = close_round_(federation, state, plan, result.reports)
+        except TrainingError:
+            return
+        engine.close_round(record)
+        passes += per_batch * result.num_batches
+        sent += sum(result.bytes_up.values()) + sum(result.bytes_down.values())
+        yield Progress(passes, sent, state.theta)
+
+
+def _with_rate(config: Config, rate: float) -> Config:
+    optimizer = config.train.optimizer.model_copy(update={"lr": rate})
+    train = config.train.model_copy(update={"optimizer": optimizer, "lr_width": rate / 2})
+    return config.model_copy(update={"train": train})
