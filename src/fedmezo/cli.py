@@ -13,7 +13,7 @@ from fedmezo import __version__
 from fedmezo.arguments import NO_DATA, Command, Commands, add_command, add_own_code, add_places, path_and_keys
 from fedmezo.campaign.arguments import add_reproduce, add_sweep
 from fedmezo.config import Config, Loaded, as_overrides, load_config
-from fedmezo.errors import INTERRUPTED, ConfigError, FedMeZOError
+from fedmezo.errors import INTERRUPTED, ConfigError, FedMeZOError, StorageError
 from fedmezo.handover.arguments import add_handover
 from fedmezo.machines.flare.commands import add_machines, require_flare
 from fedmezo.plain import plain
@@ -47,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FedMeZOError as error:
         print(plain(str(error)), file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # of a file that no command expects trouble with: a full disk, a place that cannot be
+        where = f"{error.filename}: " if error.filename else ""
+        print(plain(f"{where}{error.strerror or error}"), file=sys.stderr)
+        return StorageError.exit_code
     except KeyboardInterrupt as interrupt:
         print(interrupt.args[0] if interrupt.args else "interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -143,6 +144,37 @@ def test_publish_and_import(runs: Runs, run: Path, tmp_path: Path) -> None:
     for words in (("export", run, "--as-log", file), ("import", file, "--model", base)):
         code, output = runs.finish(*words)
         assert (code, "is there already; nothing is overwritten" in output) == (2, True)
+
+
+def test_a_cut_log_is_not_published_as_if_it_were_whole(runs: Runs, run: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(run, cut)
+    lines = (cut / "journal.jsonl").read_bytes().split(b"\n")
+
+    def publish(content: bytes, *words: str) -> tuple[int, str]:
+        (cut / "journal.jsonl").write_bytes(content)
+        code, output = runs.finish("export", cut, "--as-log", tmp_path / "cut.fmz", *words)
+        (tmp_path / "cut.fmz").unlink(missing_ok=True)
+        return code, " ".join(output.split())
+
+    code, output = publish(b"\n".join(lines[:3]) + b"\n" + lines[3][:40])
+    assert (code, "the journal is cut: the line behind its 2 whole rounds" in output) == (2, True), output
+    assert publish(b"\n".join(lines[:3]) + b"\n" + lines[3][:40], "--to-round", "2")[0] == 0
+    code, output = publish(lines[0] + b"\n" + lines[1][:40])
+    assert (code, "the journal is cut" in output, "--to-round" in output) == (2, True, False), output
+    assert publish(lines[0] + b"\n")[0] == 2
+    code, output = publish(b"\n".join(lines[:3]) + b"\n")
+    assert (code, "the journal has no end: the run is not finished" in output) == (0, True), output
+
+
+def test_a_place_that_cannot_be_is_said_before_the_work(runs: Runs, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "below", tmp_path / ("x" * 300), tmp_path / "file"):
+        code, output = runs.finish("replay", run, "--out", out)
+        assert code == 2, output
+        assert "--out" in output
+        assert "replayed" not in output
+        assert "Traceback" not in output
 
 
 def test_another_base_model_is_refused(runs: Runs, run: Path, tmp_path: Path) -> None:

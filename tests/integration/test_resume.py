@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import yaml
 
+from fedmezo.runs.snapshots import snapshot_path, snapshot_rounds, snapshots_of
 from tests.runs import ADAPTER_FILES, CASES, Death, Runs, differences, kill_after, output_of
 from tests.waiting import wait_until
 
@@ -96,6 +97,17 @@ def test_killed_between_two_writes(runs: Runs, undisturbed: Path, number: int) -
     resume_to_the_end(runs, run)
     assert differences(run, undisturbed) == []
     assert not [path for path in run.rglob(".*") if path.name != ".lock"]
+
+
+def test_an_old_snapshot_that_a_kill_left_goes_when_the_run_goes_on(runs: Runs, undisturbed: Path) -> None:
+    """As if killed between a round's commit and the removal of the snapshot before it."""
+    run = runs.root / "runs" / "left"
+    config = runs.config(expname=run.name, **CASES["scalars"])
+    assert runs.finish("run", config, dies=Death(after_rounds=4))[0] == -signal.SIGKILL
+    saved = snapshot_rounds(snapshots_of(run))
+    shutil.copy(snapshot_path(snapshots_of(run), saved[0]), snapshot_path(snapshots_of(run), 1))
+    resume_to_the_end(runs, run)
+    assert snapshot_rounds(snapshots_of(run)) == snapshot_rounds(snapshots_of(undisturbed))
 
 
 def interrupt(process: ForkServerProcess, number: int) -> None:

@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "src" / "fedmezo"
 
 LAYERS = (
-    {"errors", "plain", "records"},
+    {"errors", "plain", "scratch", "records"},
     {"arguments", "atomic", "completion", "config"},
     {"zo"},
     {"data", "models"},

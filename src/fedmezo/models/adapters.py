@@ -37,6 +37,7 @@ from transformers.pytorch_utils import Conv1D
 from fedmezo.atomic import replacing
 from fedmezo.errors import ModelError
 from fedmezo.models.adapter_limits import within_limits
+from fedmezo.models.checksum import CONFIG_FILE, KEY, WEIGHTS_FILE, check_adapter, checksum
 from fedmezo.models.flat import ADAPTER_NAME, trainable_parameters
 from fedmezo.models.foreign import explained
 from fedmezo.zo.noise import Purpose, Stream, words
@@ -122,9 +123,11 @@ def write_adapter(model: PeftModel, directory: Path) -> None:
     """
     state = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME, save_embedding_layers=False)
     tensors = {name: tensor.detach().float().cpu().clone().contiguous() for name, tensor in state.items()}
+    config = _config_json(model.peft_config[ADAPTER_NAME])
     directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / "adapter_config.json", _config_json(model.peft_config[ADAPTER_NAME]).encode())
-    _replace(directory / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+    _replace(directory / CONFIG_FILE, config.encode())
+    metadata = {"format": "pt", KEY: checksum(json.loads(config), tensors)}
+    _replace(directory / WEIGHTS_FILE, save(tensors, metadata=metadata))
 
 
 def read_adapter(model: PeftModel, directory: Path) -> None:
@@ -144,7 +147,8 @@ def read_adapter(model: PeftModel, directory: Path) -> None:
         raise ModelError(
             "federate.restore_from: the saved adapter holds its encoder's output, not the encoder's weights"
         )
-    path = folder / "adapter_model.safetensors"
+    path = folder / WEIGHTS_FILE
+    check_adapter(folder)
     try:
         state = load(path.read_bytes())
     except OSError as error:

@@ -16,11 +16,18 @@ from fedmezo.models.language_model import LanguageModel
 from fedmezo.plain import plain
 from fedmezo.results.console import work_progress
 from fedmezo.results.summary import human_bytes
-from fedmezo.runs.card import card_of_log, public_name, write_card
+from fedmezo.runs.card import public_name
 from fedmezo.runs.format import Header
-from fedmezo.runs.journal import JOURNAL_FILE, read_journal
+from fedmezo.runs.journal import JOURNAL_FILE, Journal, read_journal
 from fedmezo.runs.log_file import PublishedLog, decode_log, encode_log
-from fedmezo.runs.replay import initial_theta, open_model, replaying_course, require_free, require_scalars
+from fedmezo.runs.replay import (
+    initial_theta,
+    open_model,
+    replaying_course,
+    require_free,
+    require_scalars,
+    write_result,
+)
 from fedmezo.zo.arithmetic import state_hash
 
 
@@ -40,6 +47,7 @@ def export_log(folder: Path, file: Path, *, to_round: int | None = None) -> int:
     require_scalars(journal.header, folder)
     if to_round is not None and not 0 <= to_round <= journal.next_round:
         raise RunError(f"--to-round {to_round}: {folder / JOURNAL_FILE} has {journal.next_round} rounds")
+    _require_whole(journal, folder, to_round)
     if file.exists():
         raise RunError(f"{file} is there already; nothing is overwritten: choose another file")
     public = {"base": public_name(journal.header.base)}  # a path of this machine helps nobody else
@@ -54,12 +62,27 @@ def export_log(folder: Path, file: Path, *, to_round: int | None = None) -> int:
         f"{file}: {journal.next_round} of {journal.header.rounds} planned rounds in {human_bytes(len(content))}; the "
         f"adapter itself takes {human_bytes(BYTES_PER_PARAMETER * journal.header.num_parameters)}"
     )
+    if to_round is None and not journal.ended:
+        _say("the journal has no end: the run is not finished, or lines are missing at the journal's end")
     if journal.header.restored:
         _say(
             "the run started from a saved adapter (federate.restore_from), which has to be published too: fedmezo "
             f"import {file} --model BASE --restore-from ADAPTER"
         )
     return 0
+
+
+def _require_whole(journal: Journal, folder: Path, to_round: int | None) -> None:
+    """RunError for a log that was cut, unless the user says up to which round it is wanted, or that has no round."""
+    path, rounds = folder / JOURNAL_FILE, journal.next_round
+    if journal.truncated and to_round is None:
+        whole = f"give --to-round {rounds} to publish the rounds before it, or " if rounds else ""
+        raise RunError(
+            f"{path}: the journal is cut: the line behind its {rounds} whole rounds, of {journal.header.rounds} "
+            f"planned, is incomplete; {whole}go on with the run first: fedmezo resume {folder}"
+        )
+    if not rounds and to_round is None:
+        raise RunError(f"{path}: the journal has no round yet, so there is nothing to publish; fedmezo resume {folder}")
 
 
 def import_log(
@@ -96,11 +119,7 @@ def import_log(
             show(record.round + 1, len(log.records))
     if (found := hash_of(theta, moments)) != log.state_hash:
         raise RunError(f"{file}: replay gives the state {found[:16]}, not {log.state_hash[:16]} as published")
-    try:
-        model.save(theta, out)
-        write_card(card_of_log(log.header, len(log.records)), out)
-    except OSError as error:
-        raise StorageError(f"{out}: cannot be written: {error.strerror}") from error
+    write_result(model, theta, log.header, len(log.records), out)
     _say(f"{out}: the {model.folder} after {len(log.records)} rounds, state {log.state_hash}")
     return 0
 

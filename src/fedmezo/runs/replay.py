@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fedmezo.config import Config, load_config
-from fedmezo.errors import ConfigError, ModelError, RunError
+from fedmezo.errors import ConfigError, ModelError, RunError, StorageError
 from fedmezo.federation.aggregate import SCALARS
 from fedmezo.federation.course import Course, hash_of
 from fedmezo.federation.server_optimizers import NO_MOMENTS
@@ -77,8 +79,7 @@ def replay(
     seconds = time.monotonic() - started
     _tell(console, journal, to_round, seconds)
     if out is not None:
-        model.save(theta, out)
-        write_card(card_of_log(journal.header, journal.next_round), out)
+        write_result(model, theta, journal.header, journal.next_round, out)
         console.print(f"{model.folder} written to {out}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
@@ -176,10 +177,39 @@ def require_scalars(header: Header, where: Path) -> None:
         )
 
 
+def write_result(model: LanguageModel, theta: Tensor, header: Header, rounds: int, out: Path) -> None:
+    """Write what a log made of its base model, with its card.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    try:
+        model.save(theta, out)
+        write_card(card_of_log(header, rounds), out)
+    except OSError as error:
+        raise StorageError(f"{error.filename or out}: cannot be written: {error.strerror}") from error
+
+
 def require_free(out: Path | None) -> None:
-    """RunError if a folder to be written is there already and not empty, or is no folder."""
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} is there already; nothing is overwritten: choose another --out")
+    """RunError if a folder to be written cannot be made, is there already and not empty, or is no folder."""
+    if out is None:
+        return
+    with _reachable(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise RunError(f"{out} is there already; nothing is overwritten: choose another --out")
+        above = next(parent for parent in out.absolute().parents if parent.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            what = "cannot be written" if above.is_dir() else "is a file, not a folder"
+            raise RunError(f"{out} cannot be made, since {above} {what}: choose another --out")
+
+
+@contextmanager
+def _reachable(out: Path) -> Iterator[None]:
+    """Say of a place that cannot even be looked at (a name that is too long, a folder that is closed) that it is so."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{out} cannot be made: {error.strerror}; choose another --out") from error
 
 
 def _check(journal: Journal, folder: Path, to_round: int | None) -> None:

@@ -123,6 +123,7 @@ class Training:
         """Run the rounds that are left, until the last, an early stop, or an interruption between two rounds."""
         if self.state.round == 0 and not self.evaluations:
             self._begin(progress)
+        self._remove_old_snapshots()  # those of a process that was killed before it came to it
         while not self.finished and not interrupted():
             progress.update(self._round())
         if not self.finished:
@@ -185,10 +186,13 @@ class Training:
         self.journal.append(record)
         self.hashes.append(record.state_hash)
         self.engine.close_round(record)
+        self._remove_old_snapshots()
+
+    def _remove_old_snapshots(self) -> None:
+        """Remove all but the latest and those that stay."""
         folder = snapshots_of(self.run_dir)
         saved = snapshot_rounds(folder)
-        latest = max(saved, default=here)
-        delete_snapshots(folder, [at for at in saved if at != latest and not self._keeps(at)])
+        delete_snapshots(folder, [at for at in saved[:-1] if not self._keeps(at)])
 
     def _keeps(self, round_index: int) -> bool:
         """Whether the snapshot of a round stays."""

@@ -30,6 +30,7 @@ from typing import BinaryIO
 
 from fedmezo.errors import RunError
 from fedmezo.plain import one_line
+from fedmezo.scratch import scratch_folder
 from fedmezo.tasks.caged.judge import PASSED
 
 logger = logging.getLogger(__name__)
@@ -220,7 +221,7 @@ def _start(
     stack: ExitStack, cage: Cage, role: str, limits: Limits, channel: tuple[int, int], output: BinaryIO
 ) -> subprocess.Popen[bytes]:
     """Start the answer's process, whose channel is its standard input and output, or the judge's."""
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmezo-sandbox-"))
+    folder = str(stack.enter_context(scratch_folder()))
     os.chmod(folder, 0o777)  # root becomes nobody in it
     start = f"import sys; sys.path.append({str(_PACKAGE.parent)!r}); import fedmezo.tasks.caged.{role} as r; r.main()"
     words = [*cage.words(folder), os.path.realpath(sys.executable), "-I", "-S", "-B", "-c", start]

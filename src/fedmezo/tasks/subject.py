@@ -19,7 +19,9 @@ from fedmezo.config import Config, load_config
 from fedmezo.data.prompt import ALPACA, Format, Prompts, prompts_for
 from fedmezo.errors import ModelError, RunError
 from fedmezo.federation.aggregate import SCALARS
+from fedmezo.models.checksum import check_adapter
 from fedmezo.models.fitness import require_causal
+from fedmezo.models.foreign import explained
 from fedmezo.models.hardware import choose_device, choose_dtype
 from fedmezo.models.label_loss import LossPath, choose_path
 from fedmezo.models.language_model import LanguageModel
@@ -253,12 +255,10 @@ def _plain_base(name: str, hardware: Hardware) -> tuple[PreTrainedModel, Any, tu
 
 
 def _with_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
-    with warnings.catch_warnings():
+    check_adapter(folder)
+    with warnings.catch_warnings(), explained(f"{folder}: PEFT cannot load this adapter"):
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # PEFT reads the old name
-        try:
-            model: PeftModel = PeftModel.from_pretrained(base, str(folder))
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise ModelError(f"{folder}: PEFT cannot load this adapter: {error}") from error
+        model: PeftModel = PeftModel.from_pretrained(base, str(folder))
     return model.eval()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from fedmezo.machines.shards import write_holdings
 from fedmezo.runs import assemble
 from fedmezo.runs.assemble import Holdings, TunedModel
 from fedmezo.runs.experiment import run
+from fedmezo.scratch import scratch_folder
 
 SECONDS_TO_WAIT = 120.0
 
@@ -46,7 +46,7 @@ def run_here(config: Config, notices: tuple[str, ...]) -> int:
     train = config.train.model_copy(update={"lanes": 1, "compile": False})
     config = guarded(config.model_copy(update={"train": train}))
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmezo-")))
+        folder = stack.enter_context(scratch_folder())
         names = tuple(f"site-{client}" for client in range(config.federate.client_num))
         server, *sites = provision(Project(server="localhost", port=free_port(), sites=names), folder / "kits")
         divide = partial(_divide, folder / "data", sites, stack)

@@ -11,10 +11,9 @@ import logging
 import os
 import shutil
 import subprocess
-import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from fedmezo.machines.flare.link import Link
 from fedmezo.machines.flare.party import party_command
 from fedmezo.machines.flare.project import Kit
 from fedmezo.machines.processes import stop
+from fedmezo.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -98,13 +98,14 @@ class Segments:
         self._silent_since: dict[str, float] = {}
         self._renewed = 0.0
         self._over = threading.Event()
-        self._folder = Path(tempfile.mkdtemp(prefix="fedmezo-job-"))
+        self._scratch = ExitStack()
         self._thread = threading.Thread(target=self._run, name="segments", daemon=True)
 
     def __enter__(self) -> Segments:
         place_server(self._kit)
         logging.getLogger().addHandler(logging.NullHandler())  # else FLARE's warnings land in our progress
-        write_job(self._folder / "job")
+        self._jobs = self._scratch.enter_context(scratch_folder())
+        write_job(self._jobs / "job")
         self._thread.start()
         return self
 
@@ -115,7 +116,7 @@ class Segments:
         self._close_session()
         if self._process is not None:
             stop(self._process)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._scratch.close()
 
     def _run(self) -> None:
         while not self._over.is_set():
@@ -181,7 +182,7 @@ class Segments:
         missing = [site for site in self._kit.sites if site not in present]
         if not present or (missing and now < self._wait_until):
             return
-        job = session.submit_job(str(self._folder / "job"))
+        job = session.submit_job(str(self._jobs / "job"))
         logger.info("FLARE's job %s with %s", job[:8], ", ".join(sorted(present)))
         self._job = _Job(job, now)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -38,6 +37,7 @@ from fedmezo.runs.experiment import run
 from fedmezo.runs.journal import JOURNAL_FILE
 from fedmezo.runs.own import NOTHING, Own
 from fedmezo.runs.resume import resume
+from fedmezo.scratch import scratch_folder
 from fedmezo.zo.arithmetic import state_hash
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Elsewhere:
         self, config: Config, tuned: TunedModel, holdings: Holdings, federation: Federation, downlink: Downlink
     ) -> Engine:
         """Start FLARE's server and its jobs, and speak to the sites through them."""
-        folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmezo-")))
+        folder = self.stack.enter_context(scratch_folder())
         link = Link(folder / "link", self.kit.sites)
         self.stack.callback(link.close)
         self.stack.enter_context(Segments(self.kit, link, folder / "link", self.wait_seconds))

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from fedmezo.machines.flare.party import party_command
 from fedmezo.machines.flare.project import Kit
 from fedmezo.machines.processes import stop
 from fedmezo.machines.settings import WorkerOptions
+from fedmezo.scratch import scratch_folder
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_BEFORE_RESTART = 2.0
@@ -75,8 +75,7 @@ def run_site(kit: Kit, options: WorkerOptions) -> int:
         print(f"notice: nothing answers at {kit.host}:{kit.port} yet ({fault}); trying until it does", flush=True)
     signal.signal(signal.SIGTERM, _raise_stop)
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmezo-"))
-        socket = str(Path(folder) / "worker")
+        socket = str(stack.enter_context(scratch_folder()) / "worker")
         environment = {**os.environ, WORKER_SOCKET: socket}
         worker = replace(options, socket=socket)
         children = [
