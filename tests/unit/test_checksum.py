@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -111,5 +112,9 @@ def test_a_run_that_starts_from_a_damaged_adapter_is_refused(saved: Path) -> Non
         read_adapter(attach_adapter(llama(), LORA, seed=3), saved)
 
 
-def test_the_key_is_in_the_files_metadata(saved: Path) -> None:
-    assert KEY.encode() in (saved / WEIGHTS_FILE).read_bytes()
+def test_the_same_adapter_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
+    for number in range(8):
+        write_adapter(attach_adapter(llama(), LORA, seed=3), tmp_path / str(number))
+        assert (tmp_path / str(number) / WEIGHTS_FILE).read_bytes() == (saved / WEIGHTS_FILE).read_bytes()
+    with safe_open(saved / WEIGHTS_FILE, framework="pt") as file:
+        assert set(file.metadata()) == {KEY, "format"}

@@ -29,7 +29,7 @@ from peft import (
 )
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -37,7 +37,7 @@ from transformers.pytorch_utils import Conv1D
 from fedmezo.atomic import replacing
 from fedmezo.errors import ModelError
 from fedmezo.models.adapter_limits import within_limits
-from fedmezo.models.checksum import CONFIG_FILE, KEY, WEIGHTS_FILE, check_adapter, checksum
+from fedmezo.models.checksum import CONFIG_FILE, WEIGHTS_FILE, check_adapter, with_checksum
 from fedmezo.models.flat import ADAPTER_NAME, trainable_parameters
 from fedmezo.models.foreign import explained
 from fedmezo.zo.noise import Purpose, Stream, words
@@ -126,8 +126,7 @@ def write_adapter(model: PeftModel, directory: Path) -> None:
     config = _config_json(model.peft_config[ADAPTER_NAME])
     directory.mkdir(parents=True, exist_ok=True)
     _replace(directory / CONFIG_FILE, config.encode())
-    metadata = {"format": "pt", KEY: checksum(json.loads(config), tensors)}
-    _replace(directory / WEIGHTS_FILE, save(tensors, metadata=metadata))
+    _replace(directory / WEIGHTS_FILE, with_checksum(json.loads(config), tensors))
 
 
 def read_adapter(model: PeftModel, directory: Path) -> None:

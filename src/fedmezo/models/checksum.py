@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
+from safetensors.torch import save
 from torch import Tensor
 
 from fedmezo.errors import ModelError
@@ -24,12 +25,18 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 KEY = "fedmezo.checksum"
 """Of the file's metadata."""
 _MAY_CHANGE = ("base_model_name_or_path", "revision", "inference_mode", "peft_version")
-_LENGTH_BYTES = 8
+_LENGTH_BYTES = _ALIGNMENT = 8
 
 
-def checksum(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of an adapter: its configuration as JSON has it, and each tensor's name, shape and float32 values."""
-    return _checksum(config, {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()})
+def with_checksum(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """The weights file of an adapter (float32 on the CPU); its checksum covers `config`, as JSON has it, too."""
+    content = save(dict(tensors), metadata={"format": "pt"})
+    header, data = _parted(content)
+    value = _checksum(config, {name: tensor.numpy() for name, tensor in tensors.items()})
+    header["__metadata__"] = {"format": "pt", KEY: value}  # by hand: safetensors writes two keys in random order
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text + data
 
 
 def check_adapter(folder: Path) -> None:
@@ -44,7 +51,7 @@ def check_adapter(folder: Path) -> None:
     try:
         content = path.read_bytes()
         tensors = load(content)
-        expected = _metadata(content).get(KEY)
+        expected = _parted(content)[0].get("__metadata__", {}).get(KEY)
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"{error.filename or path}: the adapter cannot be read: {error.strerror}") from error
@@ -67,12 +74,11 @@ def _checksum(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any, A
     return digest.hexdigest()
 
 
-def _metadata(content: bytes) -> dict[str, str]:
-    """What stands beside the tensors in a file that could be loaded."""
-    length = int.from_bytes(content[:_LENGTH_BYTES], "little")
-    header = json.loads(content[_LENGTH_BYTES : _LENGTH_BYTES + length])
-    found: dict[str, str] = header.get("__metadata__", {})
-    return found
+def _parted(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header of a sound file, and the tensors' bytes."""
+    start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    header: dict[str, Any] = json.loads(content[_LENGTH_BYTES:start])
+    return header, content[start:]
 
 
 _REMEDY = "copy it again, or make it anew from the journal: fedmezo replay RUN --out FOLDER"
