@@ -81,20 +81,22 @@ class Document:
         """Whether the key is given."""
         return keys in self.places
 
+    def value(self, keys: Keys) -> Any:
+        """What a key that is given holds."""
+        value: Any = self.data
+        for step in keys:
+            value = value[int(step)] if isinstance(value, list) else value[step]
+        return value
+
     def pop(self, keys: Keys) -> None:
         """Remove a key that is given."""
-        parent: Any = self.data
-        for step in keys[:-1]:
-            parent = parent[int(step)] if isinstance(parent, list) else parent[step]
+        parent = self.value(keys[:-1])
         del parent[int(keys[-1]) if isinstance(parent, list) else keys[-1]]
         self.forget(keys)
 
     def move(self, keys: Keys, to: Keys) -> None:
         """Give the value of a key that is given to another one, in a section of its own; it keeps its place."""
-        parent: Any = self.data
-        for above in keys[:-1]:
-            parent = parent[above]
-        value, place = parent[keys[-1]], self.places[keys]
+        value, place = self.value(keys), self.places[keys]
         self.pop(keys)
         if self.data.get(to[0]) is None:
             self.data[to[0]] = {}

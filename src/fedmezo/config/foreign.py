@@ -13,9 +13,14 @@ _OFF = "FederatedScope's, and switched off"
 def rename(document: Document) -> list[str]:
     """Give values under an old name to the key that it stands for, as FederatedScope does; says so."""
     notices = []
-    for old, new in ALIASES.items():
+    for old, (new, unset) in ALIASES.items():
         keys = tuple(old.split("."))
-        if document.has(keys):
+        if not document.has(keys):
+            continue
+        if document.value(keys) == unset:
+            document.pop(keys)
+            notices.append(f"{old} has no effect: it is an old name of {new}, and {unset} sets nothing")
+        else:
             document.move(keys, tuple(new.split(".")))
             notices.append(f"{old} is an old name of {new}, which takes its value")
     return notices

@@ -46,6 +46,18 @@ WITHOUT_EFFECT = {
     "wandb.key": "the key is read from WANDB_API_KEY or ~/.netrc, and belongs in no configuration",
     **dict.fromkeys(("verbose", "print_decimal_digits", "check_completeness"), "it concerns FederatedScope's own log"),
     "hpo": "settings are compared by `fedmezo sweep`",
+    **dict.fromkeys(
+        (
+            "fedsageplus",
+            "flitplus",
+            "gcflplus",
+            "trainer.disp_freq",
+            "trainer.local_entropy",
+            "trainer.sam",
+            "trainer.val_freq",
+        ),
+        "it is for methods that federate.method and trainer.type do not offer here",
+    ),
     **_all(
         "data",
         "cSBM_phi hetero_data_name hetero_synth_batch_size hetero_synth_feat_dim hetero_synth_prim_weight "
@@ -67,12 +79,12 @@ WITHOUT_EFFECT = {
 }
 """Known keys, and sections, that mean nothing here, each with the reason that is reported."""
 
-ALIASES = {"data.batch_size": "dataloader.batch_size"}
-"""Old names that FederatedScope still reads, and the keys that they set."""
+ALIASES: dict[str, tuple[str, Any]] = {"data.batch_size": ("dataloader.batch_size", 64)}
+"""Old names that FederatedScope still reads, the keys that they set, and the value that sets nothing."""
 
 UNSUPPORTED_SECTIONS = _words(
     "adapter aggregator asyn attack backend bbo cfg_file compression differential_privacy distribute expname_tag "
-    "feat_engr fedsageplus fedswa finetune flitplus gcflplus nbafl personalization quantization regularizer sgdmf "
+    "feat_engr fedswa finetune nbafl personalization quantization regularizer sgdmf "
     "vertical"
 )
 """FederatedScope's top-level keys and sections that do not exist here."""
@@ -97,7 +109,7 @@ UNSUPPORTED_KEYS = {
     "llm.cache": _words("data"),
     "model": _words("llm_kwargs llm_type load_from_local_pretrained_fs_config load_from_local_pretrained_pth_config"),
     "train": _words("data_para_dids"),
-    "trainer": _words("choices disp_freq finetune local_entropy sam val_freq"),
+    "trainer": _words("choices finetune"),
     "wandb": _words("offline"),
 }
 """FederatedScope's keys that do not exist here, by the section that does."""
