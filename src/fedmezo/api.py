@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import yaml
 from peft import PeftModel
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fedmezo.config import Config, Loaded, flatten, load_config
 from fedmezo.data.splitters import Splitter
@@ -23,6 +23,8 @@ from fedmezo.errors import ConfigError, ModelError, RunError
 from fedmezo.federation.rates import Offsets
 from fedmezo.federation.round import Weigh
 from fedmezo.handover.source import folder_to_hand_over
+from fedmezo.models.generate import Decoding, complete
+from fedmezo.records import Example
 from fedmezo.results.metrics import EVENT_AND_UNIT, METRICS_FILE, Metric, read_metrics
 from fedmezo.results.summary import Summary, series, summarise
 from fedmezo.runs.assemble import HandedBase
@@ -34,7 +36,7 @@ from fedmezo.runs.own import Listener, Measure, Own, RoundEvent
 from fedmezo.runs.placement import Here
 from fedmezo.runs.replay import replay as rebuild
 from fedmezo.runs.resume import resume as go_on
-from fedmezo.tasks.subject import AS_THE_RUN, load_subject
+from fedmezo.tasks.subject import AS_THE_RUN, Subject, load_subject
 
 __all__ = ["RoundEvent", "Run", "check", "load_run", "replay", "resume", "run", "tune"]
 
@@ -107,13 +109,34 @@ class Run:
             ModelError: the base model cannot be loaded, or was handed over by a program, which then has it.
             RunError: the run is not finished, or its state after that round is not to be had.
         """
+        subject = self._subject(round_index)
+        return subject.model, subject.tokenizer
+
+    def answer(
+        self, instruction: str, about: str = "", *, max_new_tokens: int = 128, round_index: int | None = None
+    ) -> str:
+        """The tuned model's greedy answer, asked as in its training: the command `fedmezo generate`.
+
+        Args:
+            instruction: what is asked.
+            about: what it is about, an example's `input`.
+            max_new_tokens: longest answer.
+            round_index: see `model`.
+
+        Raises:
+            FedMeZOError: see `model`.
+        """
+        subject = self._subject(round_index)
+        prompt = subject.prompts.prompt(Example(instruction, about, "", ""))
+        return complete(subject.model, subject.tokenizer, [prompt], Decoding(max_new_tokens))[0].strip()
+
+    def _subject(self, round_index: int | None) -> Subject:
         if self.config.model.name == HANDED_OVER:
             raise ModelError(
                 f"{self.folder}: its base model was handed over by a program; load that, and then: "
                 f"PeftModel.from_pretrained(base, {str(self.result)!r})"
             )
-        subject = load_subject(str(self.folder), AS_THE_RUN, round_index)
-        return subject.model, subject.tokenizer
+        return load_subject(str(self.folder), AS_THE_RUN, round_index)
 
     @property
     def _metrics(self) -> list[Metric]:
@@ -158,7 +181,7 @@ def run(
 
 def tune(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     clients: Sequence[Rows],
     validation: Rows = (),
     test: Rows = (),
@@ -195,8 +218,10 @@ def tune(
         keys: see `run`.
 
     Raises:
-        FedMeZOError: see `run`; DataError naming client, row and field.
+        FedMeZOError: see `run`; DataError naming client, row and field; ModelError for a slow tokenizer.
     """
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(f"tokenizer is a {type(tokenizer).__name__}; it must be a fast one (PreTrainedTokenizerFast)")
     own = _own(None, strategy, weigh, metrics, on_round, on_evaluation)
     place = Given(HandedBase(model, tokenizer), given_examples(clients, validation, test), own)
     if resume is not None:

@@ -48,6 +48,7 @@ def test_the_model_of_a_run_generates(plain: fedmezo.Run) -> None:
     model, tokenizer = plain.model()
     ids = torch.tensor([tokenizer("Name a sound")["input_ids"]])
     assert model.generate(input_ids=ids, max_new_tokens=2, do_sample=False).shape[1] > ids.shape[1]
+    assert plain.answer("Name a sound", max_new_tokens=4)
     first, _ = plain.model(round_index=0)
     assert not any(bool(p.any()) for n, p in first.named_parameters() if "lora_B" in n)  # before training
 
