@@ -89,7 +89,7 @@ def choices(field: FieldInfo) -> tuple[str, ...]:
     parts = get_args(field.annotation) if get_origin(field.annotation) in (Union, types.UnionType, tuple) else ()
     for part in (field.annotation, *parts):
         if get_origin(part) is Literal:
-            return get_args(part)
+            return tuple(choice for choice in get_args(part) if isinstance(choice, str))
     return ()
 
 

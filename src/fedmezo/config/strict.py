@@ -16,6 +16,7 @@ from fedmezo.config.describe import allowed, field_at
 from fedmezo.config.markup import shorten
 from fedmezo.config.schema import MAX_CLIENTS, Allowed, Section
 
+DEEPEST = 20
 LONGEST_NAME = 4096
 """Characters of a name, a path, or the name of a tensor."""
 
@@ -24,6 +25,14 @@ def _printable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("holds characters that cannot be shown")
     return text
+
+
+def require_shallow(value: Any, depth: int = DEEPEST) -> None:
+    """ValueError for lists and mappings within each other beyond any that we write."""
+    if isinstance(value, dict | list) and not depth:
+        raise ValueError(f"holds lists or mappings more than {DEEPEST} deep")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        require_shallow(item, depth - 1)
 
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$"), Allowed("64 hexadecimal digits, in lower case")]

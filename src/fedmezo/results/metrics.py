@@ -28,12 +28,16 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
-from fedmezo.atomic import naming, replacing
+from fedmezo.atomic import naming, read_whole, replacing
+from fedmezo.config.markup import shorten
+from fedmezo.config.schema import MAX_CLIENTS
+from fedmezo.config.strict import LONGEST_NAME
 from fedmezo.errors import RunError
 
 METRICS_FILE = "metrics.jsonl"
@@ -79,6 +83,7 @@ class Metric:
         return f"{self.name}/all" if self.client is None else f"{self.name}/client_{self.client}"
 
 
+_LARGEST = sys.float_info.max
 KEYS = tuple(field.name for field in fields(Metric))
 
 
@@ -141,7 +146,7 @@ def read_metrics(path: Path) -> list[Metric]:
         RunError: no such file, or a line that is not one of ours.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_whole(path).split(b"\n")
     except FileNotFoundError:
         raise RunError(f"{path}: no such file; is {path.parent} the directory of a run that has started?") from None
     except OSError as error:
@@ -182,15 +187,15 @@ def _parse(line: bytes, where: str) -> Metric:
         raise RunError(f"{where}: expected an object with the keys {', '.join(KEYS)}; the file is damaged")
     wrong = [key for key in KEYS if not _fits(key, row[key])]
     if wrong:
-        raise RunError(f"{where}: {wrong[0]} cannot be {json.dumps(row[wrong[0]])}; the file is damaged")
+        raise RunError(f"{where}: {wrong[0]} cannot be {shorten(row[wrong[0]])}; the file is damaged")
     return Metric(**row | {"value": math.nan if row["value"] is None else row["value"]})
 
 
 def _fits(key: str, value: object) -> bool:
     if key in ("event", "name", "unit"):
-        return isinstance(value, str)
+        return isinstance(value, str) and len(value) <= LONGEST_NAME and value.isprintable()
     if key == "value":
-        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+        return value is None or (type(value) in (int, float) and abs(value) <= _LARGEST)
     if value is None:
         return key == "client"
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_CLIENTS

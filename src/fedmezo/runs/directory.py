@@ -13,11 +13,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import ConfigDict, Field, model_validator
 
 from fedmezo.atomic import replacing
+from fedmezo.config.markup import shorten
+from fedmezo.config.strict import Format, read_strictly, require_shallow
 from fedmezo.errors import RunError
 
 CONFIG_FILE = "config.yaml"
@@ -30,6 +33,24 @@ BEST = "_best"
 """Ending of the name of a folder with what the best round made."""
 
 ENVIRONMENT_VERSION = 1
+MOST_THREADS = 4096
+
+
+class Environment(Format):
+    """What a resumed run takes over from environment.json; the rest is compared, whatever it holds."""
+
+    model_config = ConfigDict(extra="allow")
+
+    threads: int = Field(ge=1, le=MOST_THREADS)
+    """Of each operation on the CPU."""
+    lanes: int = Field(ge=1)
+    """That shared a forward pass."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        require_shallow(self.__pydantic_extra__)
+        return self
+
 
 _PACKAGES = ("fedmezo", "torch", "transformers", "peft", "tokenizers", "numpy", "safetensors")
 
@@ -122,7 +143,11 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
         raise RunError(f"{path}: damaged: it is no JSON ({error})") from error
     found = document.get("version") if isinstance(document, dict) else None
     if found != ENVIRONMENT_VERSION:
-        raise RunError(f"{path}: format version {found}; this fedmezo reads {ENVIRONMENT_VERSION}")
+        raise RunError(f"{path}: format version {shorten(found)}; this fedmezo reads {ENVIRONMENT_VERSION}")
+    try:
+        read_strictly(Environment, document)
+    except ValueError as error:
+        raise RunError(f"{path}: damaged: {error}") from error
     return dict(document)
 
 

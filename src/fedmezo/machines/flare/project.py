@@ -13,30 +13,50 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from fedmezo.atomic import read_whole
 from fedmezo.config.document import read
-from fedmezo.config.schema import Section
+from fedmezo.config.schema import Allowed, Section
+from fedmezo.config.strict import Format, read_strictly
 from fedmezo.errors import ConfigError
 
 SERVER = "server"
 KIT_FILE = "fedmezo.json"
 """In each kit: what our own commands need to know of it."""
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"), Allowed("letters, digits, - and _")]
+Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]{1,253}$"), Allowed("a host name or an address")]
+Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Project(Section):
     """Who takes part, and where the server is."""
 
-    server: str = Field(pattern=r"^[A-Za-z0-9.-]+$")
+    server: Host
     """How the sites reach the server: a host name or an address."""
-    port: int = Field(8002, ge=1, le=65535)
+    port: Port = 8002
     """The port that the server must be reachable at."""
-    sites: tuple[Name, ...] = Field(min_length=1, strict=False)
+    sites: tuple[SiteName, ...] = Field(min_length=1, strict=False)
     """The sites; a site's client number is its place here, from 0."""
+
+
+class KitFields(Format):
+    """What stands in a kit's file; see `Kit`."""
+
+    party: SiteName
+    sites: Annotated[tuple[SiteName, ...], Field(min_length=1, strict=False), Allowed("a list of names of sites")]
+    host: Host
+    port: Port
+    plaintext: bool
+
+    @model_validator(mode="after")
+    def _is_one_of_them(self) -> Self:
+        if len(set(self.sites)) < len(self.sites) or self.party not in (SERVER, *self.sites):
+            raise ValueError("a name stands twice among the sites, or the kit's own is none of them")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +97,12 @@ def read_kit(folder: Path, *, server: bool) -> Kit:
         ConfigError: it is no kit of ours, or one of the other kind.
     """
     try:
-        fields = json.loads((folder / KIT_FILE).read_text())
-        kit = Kit(folder.resolve(), **{**fields, "sites": tuple(fields["sites"])})
-    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+        fields = read_strictly(KitFields, json.loads(read_whole(folder / KIT_FILE)))
+        kit = Kit(folder.resolve(), **dict(fields))
+    except (OSError, ValueError, RecursionError) as error:
         party = "the server's" if server else "the site's"
         raise ConfigError(
-            f"{folder}: is no start-up kit ({_kit_fault(folder, error)}); give {party} folder among those that "
+            f"{folder}: is no start-up kit {_kit_fault(folder, error)}; give {party} folder among those that "
             "`fedmezo provision PROJECT.yml` made"
         ) from error
     if (kit.party == SERVER) != server:
@@ -93,10 +113,10 @@ def read_kit(folder: Path, *, server: bool) -> Kit:
 
 def _kit_fault(folder: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return f"it holds no {KIT_FILE}" if folder.is_dir() else "there is no such folder"
+        return f"(it holds no {KIT_FILE})" if folder.is_dir() else "(there is no such folder)"
     if isinstance(error, OSError):
-        return f"its {KIT_FILE} cannot be read: {error.strerror}"
-    return f"its {KIT_FILE} is damaged"
+        return f"(its {KIT_FILE} cannot be read: {error.strerror})"
+    return f"(its {KIT_FILE} is damaged): {error}"
 
 
 def read_project(path: Path) -> Project:
