@@ -165,16 +165,16 @@ def forged_log(content: bytes, rng: random.Random) -> bytes:
             columns = changed_bytes(columns, rng)
         case "length":
             length = rng.choice((0, 1, length - 1, length + 1, 2**31, 2**32 - 1))
-            return _packed(struct.pack("<I", length) + head + columns)
+            return _packed(content, struct.pack("<I", length) + head + columns)
         case "bomb":
             size = rng.choice((1 << 20, 1 << 24, 1 << 28))
-            return _packed(struct.pack("<I", len(head)) + head + columns + bytes(size))
-    return _packed(struct.pack("<I", len(head)) + head + columns)
+            return _packed(content, struct.pack("<I", len(head)) + head + columns + bytes(size))
+    return _packed(content, struct.pack("<I", len(head)) + head + columns)
 
 
-def _packed(body: bytes) -> bytes:
+def _packed(content: bytes, body: bytes) -> bytes:
     packed = zlib.compress(body, 1)
-    return b"FMZL\x01" + sha256(packed).digest() + packed
+    return content[:5] + sha256(packed).digest() + packed
 
 
 def forged_json(content: bytes, rng: random.Random) -> bytes:

@@ -35,8 +35,6 @@ from pathlib import Path
 from typing import Protocol
 
 from fedmezo.atomic import naming, read_whole, replacing
-from fedmezo.config.markup import shorten
-from fedmezo.config.schema import MAX_CLIENTS
 from fedmezo.config.strict import LONGEST_NAME
 from fedmezo.errors import RunError
 
@@ -187,15 +185,16 @@ def _parse(line: bytes, where: str) -> Metric:
         raise RunError(f"{where}: expected an object with the keys {', '.join(KEYS)}; the file is damaged")
     wrong = [key for key in KEYS if not _fits(key, row[key])]
     if wrong:
-        raise RunError(f"{where}: {wrong[0]} cannot be {shorten(row[wrong[0]])}; the file is damaged")
+        raise RunError(f"{where}: {wrong[0]} cannot be {json.dumps(row[wrong[0]])[:60]}; the file is damaged")
     return Metric(**row | {"value": math.nan if row["value"] is None else row["value"]})
 
 
 def _fits(key: str, value: object) -> bool:
     if key in ("event", "name", "unit"):
-        return isinstance(value, str) and len(value) <= LONGEST_NAME and value.isprintable()
+        return isinstance(value, str) and len(value) <= LONGEST_NAME
     if key == "value":
-        return value is None or (type(value) in (int, float) and abs(value) <= _LARGEST)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
+        return value is None or is_number
     if value is None:
         return key == "client"
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_CLIENTS
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63

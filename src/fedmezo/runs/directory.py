@@ -19,7 +19,6 @@ import torch
 from pydantic import ConfigDict, Field, model_validator
 
 from fedmezo.atomic import replacing
-from fedmezo.config.markup import shorten
 from fedmezo.config.strict import Format, read_strictly, require_shallow
 from fedmezo.errors import RunError
 
@@ -143,7 +142,7 @@ def read_environment(run_dir: Path) -> dict[str, Any]:
         raise RunError(f"{path}: damaged: it is no JSON ({error})") from error
     found = document.get("version") if isinstance(document, dict) else None
     if found != ENVIRONMENT_VERSION:
-        raise RunError(f"{path}: format version {shorten(found)}; this fedmezo reads {ENVIRONMENT_VERSION}")
+        raise RunError(f"{path}: format version {repr(found)[:60]}; this fedmezo reads {ENVIRONMENT_VERSION}")
     try:
         read_strictly(Environment, document)
     except ValueError as error:
