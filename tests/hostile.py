@@ -27,8 +27,8 @@ from fedmezo.cli import main
 from fedmezo.config import load_config
 from fedmezo.federation.joining import Setup, decode_setup, encode_setup
 from fedmezo.machines.flare.project import KIT_FILE, Kit, read_kit, read_project
-from fedmezo.machines.settings import shared_settings
-from fedmezo.machines.worker import WorkerOptions, load
+from fedmezo.machines.settings import WorkerOptions, shared_settings
+from fedmezo.machines.worker import load
 from fedmezo.results.metrics import METRICS_FILE, read_metrics
 from fedmezo.runs.directory import CONFIG_FILE, ENVIRONMENT_FILE, differences, read_environment
 from fedmezo.runs.journal import JOURNAL_FILE, read_journal
