@@ -7,7 +7,7 @@ import random
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from fedmezo.federation.joining import (
     Ready,
     Reason,
     RefusedTask,
-    Setup,
     decode_joining,
     encode_ready,
     encode_refusal,
@@ -25,14 +24,13 @@ from fedmezo.federation.joining import (
 from fedmezo.federation.messages import CatchUp, decode_report, encode_report, encode_task
 from fedmezo.machines.flare.exchange import Mailbox
 from fedmezo.machines.frames import number, receive_frame, send_frame, word
-from fedmezo.machines.site import Loaded, Site
+from fedmezo.machines.site import Site
 from fedmezo.machines.worker import serve_one
 from fedmezo.records import ClientTask, Contribution, Report, RoundPlan, RoundRecord
 from fedmezo.zo.arithmetic import state_hash
 from tests.hostile import changed_bytes, changed_value, dump
-from tests.toy import SIZE, ToyData
-from tests.unit.test_dishonest import BASE_HASH, ESTIMATOR, SEED, THETA
-from tests.unit.test_flare_exchange import work
+from tests.toy import SIZE
+from tests.unit.test_site import ESTIMATOR, SETUP, THETA, load
 
 NUMBERS = [struct.pack("<I", value) for value in (0, 1, 2**28 - 1, 2**28, 2**31, 2**32 - 1)]
 NUMBERS += [struct.pack("<f", value) for value in (-0.0, -1.0, 3e38, math.inf, math.nan)]
@@ -63,9 +61,9 @@ class MessageKind:
 
 def message_kinds(folder: Path) -> list[MessageKind]:
     """Every kind of message."""
-    site = Site(_load)
+    site = Site(load)
     digest = state_hash(THETA)
-    setup = encode_setup(Setup(1, 0, BASE_HASH, digest, {"seed": SEED, "train": {"zo": {"eps": 0.01}}}))
+    setup = encode_setup(replace(SETUP, settings={"seed": 7, "train": {"zo": {"eps": 0.01}}}))
     record = RoundRecord(0, (0, 1), tuple(Contribution(c, 0.5, 0.5, 0, 0.0, 0, (1.0, -2.0)) for c in (0, 1)), (), "")
     ways = (CatchUp(), CatchUp((record,)), CatchUp(theta=THETA))
     tasks = [encode_task(ClientTask(index, 1, 0.5), digest, way) for index, way in enumerate(ways)]
@@ -89,10 +87,6 @@ def message_kinds(folder: Path) -> list[MessageKind]:
             "request", (dump({"id": 1, "message": "x", "wait": 0.0}).encode(),), lambda data: _ask(folder, data)
         ),
     ]
-
-
-def _load(setup: Setup) -> Loaded:
-    return Loaded(work(), ToyData(setup.client), BASE_HASH, THETA, SEED, ESTIMATOR)
 
 
 def _judge(message: bytes) -> None:
