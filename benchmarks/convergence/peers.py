@@ -22,7 +22,7 @@ PERTURBATIONS = 5
 
 def mezo_fedavg(task: Task, rate: float) -> Iterator[Progress]:
     """MeZO steps on each client, FedAvg of the weights (FedMeZO without scalars; 4 bytes a parameter each way)."""
-    theta, generator, eps = task.start, _generator(task), task.config.train.zo.eps
+    theta, generator, eps = task.start, _generator(task), task.config.train.zo.scale
     weights, passes, sent = _weights(task), 0, 0
     for steps in _rounds(task):
         locals_ = theta.repeat(len(weights), 1)  # (N, d)
@@ -38,7 +38,7 @@ def mezo_fedavg(task: Task, rate: float) -> Iterator[Progress]:
 
 def fedkseed(task: Task, rate: float) -> Iterator[Progress]:
     """FedKSeed (Qin et al., ICML 2024): directions from K seeds; what travels is the sum of g for each seed."""
-    theta, generator, eps = task.start, _generator(task), task.config.train.zo.eps
+    theta, generator, eps = task.start, _generator(task), task.config.train.zo.scale
     weights, passes, sent = _weights(task), 0, 0
     for steps in _rounds(task):
         locals_ = theta.repeat(len(weights), 1)
@@ -59,7 +59,7 @@ def fedkseed(task: Task, rate: float) -> Iterator[Progress]:
 
 def decomfl(task: Task, rate: float) -> Iterator[Progress]:
     """DeComFL (Li et al., ICLR 2025): all clients share P directions a step; what travels is g, averaged and back."""
-    theta, generator, eps = task.start, _generator(task), task.config.train.zo.eps
+    theta, generator, eps = task.start, _generator(task), task.config.train.zo.scale
     weights, passes, sent = _weights(task), 0, 0
     for steps in _rounds(task):
         locals_ = theta.repeat(len(weights), 1)

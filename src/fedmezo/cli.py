@@ -125,7 +125,7 @@ def _add(commands: Commands, name: str, command: Command, summary: str) -> argpa
 def _add_calibrate(commands: Commands) -> None:
     parser = _add(commands, "calibrate", _calibrate, "measure which eps and rate suit a configuration")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the configuration with the values found")
-    parser.add_argument("--forward-passes", type=int, metavar="N", help="how many to spend (default: 12000)")
+    parser.add_argument("--forward-passes", type=int, metavar="N", help="how many to spend (12000, or three minutes)")
 
 
 def _add_diagnose(commands: Commands) -> None:
@@ -193,6 +193,10 @@ def _load(options: argparse.Namespace) -> Loaded:
 
 def _run(options: argparse.Namespace) -> int:
     config, notices = _load(options)
+    if config.is_automatic:
+        from fedmezo.studies.calibrate import settle  # imports torch
+
+        config = settle(config)
     if options.engine == "flare":
         require_flare()
         from fedmezo.machines.flare.local import run_here
@@ -247,10 +251,9 @@ def _import(options: argparse.Namespace) -> int:
 
 def _calibrate(options: argparse.Namespace) -> int:
     config, notices = _load(options)
-    from fedmezo.studies.calibrate import FORWARD_PASSES, calibrate  # imports torch
+    from fedmezo.studies.calibrate import calibrate  # imports torch
 
-    budget: int = FORWARD_PASSES if options.forward_passes is None else options.forward_passes
-    return calibrate(config, notices, write=options.write, budget=budget)
+    return calibrate(config, notices, write=options.write, budget=options.forward_passes)
 
 
 def _diagnose(options: argparse.Namespace) -> int:
@@ -314,6 +317,10 @@ def _watch(options: argparse.Namespace) -> int:
     return watch(options.run, options.page, once=options.once)
 
 
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
 def _summary(config: Config) -> str:
     federate, train = config.federate, config.train
     unit = "steps" if train.batch_or_epoch == "batch" else "passes over their data"
@@ -324,6 +331,6 @@ def _summary(config: Config) -> str:
         "model": f"{config.model.name}, {config.llm.adapter.method}",
         "data": f"{config.data.name}, {config.data.splitter} over {federate.client_num} clients",
         "rounds": f"{federate.total_round_num}, each of {federate.cohort_size} clients with {work}",
-        "rate": f"{train.optimizer.lr:g}{width}, {train.train_strategy}",
+        "rate": f"{_number(train.optimizer.lr)}{width}, {train.train_strategy}",
     }
     return "\n".join(f"{name + ':':<9}{value}" for name, value in rows.items())

@@ -7,7 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
+from fedmezo.config import load_config
+from fedmezo.errors import ConfigError
 from tests.runs import Runs
 
 
@@ -30,6 +33,28 @@ def test_calibrate_writes_a_configuration_that_runs(runs: Runs) -> None:
     code, output = runs.finish("run", new, "expname=calibrated")
     assert code == 0, output
     assert f"rate {rate:.3g}" in output
+
+
+def test_a_run_measures_what_is_auto_before_it_starts(runs: Runs) -> None:
+    changes = {"train.optimizer.lr": "auto", "train.zo.eps": "auto", "train.train_strategy": "random"}
+    config = runs.config(expname="measured", **changes)
+    text = yaml.safe_load(config.read_text())
+    del text["train"]["lr_width"]
+    config.write_text(yaml.safe_dump(text))
+    code, output = runs.finish("run", config, "train.lanes=1")
+    assert code == 0, output
+    assert "calibrating first" in output
+    train = yaml.safe_load((runs.root / "runs" / "measured" / "config.yaml").read_text())["train"]
+    assert train["lr_width"] == pytest.approx(train["optimizer"]["lr"] / 2)
+    header = json.loads((runs.root / "runs" / "measured" / "journal.jsonl").read_text().splitlines()[0])
+    assert header["eps"] == train["zo"]["eps"]
+    advised = sorted((runs.root / "runs").glob("calibration*/calibrated.yaml"), key=lambda path: path.stat().st_mtime)
+    assert yaml.safe_load(advised[-1].read_text())["train"]["optimizer"]["lr"] == train["optimizer"]["lr"]
+    with pytest.raises(ConfigError, match="is auto, which `fedmezo run` alone measures"):
+        _ = load_config(config).config.train.optimizer.rate
+    code, output = runs.finish("check", config, "trainer.type=llmtrainer")
+    assert code == 2
+    assert "what is measured is for mezotrainer's steps alone" in " ".join(output.split())
 
 
 def test_diagnose_looks_at_a_run_and_changes_nothing_of_it(runs: Runs) -> None:

@@ -83,7 +83,7 @@ def test_the_strategies_give_the_clients_different_rates(strategy: str, tmp_path
     run_dir = run(tmp_path, f"train.train_strategy={strategy}", "federate.total_round_num=7", "eval.freq=0")
     records = read_journal(run_dir / "journal.jsonl").records
     config = load_config(run_dir / "config.yaml").config
-    rate, width = config.train.optimizer.lr, config.train.lr_width
+    rate, width = config.train.optimizer.rate, config.train.lr_width
     assert width == rate / 2
     rates = [part.rate for part in records[-1].contributions]
     assert len(set(rates)) == 3

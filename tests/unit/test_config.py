@@ -547,10 +547,10 @@ def test_a_key_of_the_reference_inside_a_known_section(tmp_path: Path) -> None:
 
 
 OVERRIDES = [
-    ("train.optimizer.lr=fast", "train.optimizer.lr: got 'fast'; needs a number above 0"),
-    ("train.optimizer.lr=0", "train.optimizer.lr: got 0; needs a number above 0"),
-    ("train.optimizer.lr=.nan", "train.optimizer.lr: got nan; needs a number above 0"),
-    ("train.optimizer.lr=", "train.optimizer.lr: got ''; needs a number above 0"),
+    ("train.optimizer.lr=fast", "train.optimizer.lr: got 'fast'; needs auto, or a number above 0"),
+    ("train.optimizer.lr=0", "train.optimizer.lr: got 0; needs auto, or a number above 0"),
+    ("train.optimizer.lr=.nan", "train.optimizer.lr: got nan; needs auto, or a number above 0"),
+    ("train.optimizer.lr=", "train.optimizer.lr: got ''; needs auto, or a number above 0"),
     ("seed=-1", "seed: got -1; needs a whole number from 0 to 18446744073709551615"),
     ("seed=1.5", "seed: got 1.5; needs a whole number from 0 to 18446744073709551615"),
     ("use_gpu=1", "use_gpu: got 1; needs True or False"),
@@ -559,7 +559,7 @@ OVERRIDES = [
      "federate.total_round_num: got 268435456; needs a whole number from 1 to 268435455"),
     ("train.local_update_steps=True", "train.local_update_steps: got True; needs a whole number from 1 to 16777215"),
     ("train.zo.queries=256", "train.zo.queries: got 256; needs a whole number from 1 to 255"),
-    ("train.zo.eps=0", "train.zo.eps: got 0; needs a number above 0"),
+    ("train.zo.eps=0", "train.zo.eps: got 0; needs auto, or a number above 0"),
     ("train.zo.clip=-1", "train.zo.clip: got -1; needs a number of at least 0"),
     ("data.subsample=2", "data.subsample: got 2; needs a number above 0 and up to 1"),
     ("expname=../x", "expname: got '../x'; needs a name, or a path that stays below outdir"),

@@ -139,7 +139,7 @@ def _columns(
     headings = ("setting (rate)", *item.columns, *(f"paper: {heading}" for heading in compared))
     rows = [
         (
-            f"{plan.spec.label} ({plan.config.train.optimizer.lr:g})",
+            f"{plan.spec.label} ({plan.config.train.optimizer.rate:g})",
             *(cell(point, heading, loss) for heading in item.columns),
             *(f"{plan.spec.paper[heading]:,}" if heading in plan.spec.paper else "-" for heading in compared),
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from string import Formatter
 from typing import Any, NamedTuple
 
-from fedmezo.config.schema import MAX_QUERIES, Adapter, Config, Optimizer, RateSchedule, Scheduler, Zo
+from fedmezo.config.schema import AUTO, MAX_QUERIES, Adapter, Config, Optimizer, RateSchedule, Scheduler, Zo
 
 
 class Conflict(NamedTuple):
@@ -20,13 +20,17 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     """All of them."""
     for check in (_rates, _splits, _evaluation, _early_stop, _cohort, _protocol, _server, _fedprox, _optimizer):
         yield from check(config)
-    for check in (_schedule, _estimator, _scale_free, _adapter, _quantization, _options, _template, _answers):
+    for check in (_schedule, _estimator, _scale_free, _adapter, _quantization, _options, _template):
+        yield from check(config)
+    for check in (_answers, _automatic):
         yield from check(config)
 
 
 def _rates(config: Config) -> Iterator[Conflict]:
     """Each strategy moves the rate by up to lr_width either way, and a rate of 0 or less would undo the learning."""
     train = config.train
+    if train.optimizer.lr == AUTO:
+        return  # whose width is found with it
     lowest = train.optimizer.lr - train.lr_width
     if train.train_strategy not in ("frozen", "scale-free") and lowest <= 0:
         yield Conflict(
@@ -58,6 +62,15 @@ def _scale_free(config: Config) -> Iterator[Conflict]:
     if config.train.train_strategy == "scale-free" and config.federate.protocol != "scalars":
         text = "is scale-free, which follows the clients' scalars; needs federate.protocol: scalars"
         yield Conflict(("train.train_strategy", "federate.protocol"), text)
+
+
+def _automatic(config: Config) -> Iterator[Conflict]:
+    if config.trainer.type == "mezotrainer":
+        return
+    for key, value in (("train.optimizer.lr", config.train.optimizer.lr), ("train.zo.eps", config.train.zo.eps)):
+        if value == AUTO:
+            text = "is auto, but what is measured is for mezotrainer's steps alone; give a number"
+            yield Conflict((key, "trainer.type"), text)
 
 
 def _splits(config: Config) -> Iterator[Conflict]:
@@ -256,6 +269,11 @@ def unused(config: Config) -> Iterator[str]:
         yield from _unused_by_bp(config)
     yield from _unused_by_schedule(config.train.schedule)
     yield from _unused_of_the_server(config)
+    if config.trainer.type == "mezotrainer" and "lr" not in config.train.optimizer.model_fields_set:
+        yield (
+            f"train.optimizer.lr is not given: {config.train.optimizer.lr} is far from right for most models. `fedmezo "
+            "calibrate` measures what suits this one; train.optimizer.lr: auto does so before the run"
+        )
     if config.train.is_enable_half and config.model.dtype is not None:
         yield f"train.is_enable_half has no effect: model.dtype says {config.model.dtype}"
     yield from _unused_of_the_model(config)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fedmezo.config.markup import to_yaml
+from fedmezo.errors import ConfigError
 
 Split = Literal["val", "test"]
 Strategy = Literal["frozen", "random", "round-wise", "five-round", "model-diff", "scale-free"]
@@ -35,6 +36,8 @@ SchedulerName = Literal[
     "", "warmup_step", "warmup_noam", "ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR",
     "ExponentialLR", "LinearLR", "MultiStepLR", "OneCycleLR", "PolynomialLR", "StepLR",
 ]  # fmt: skip
+AUTO: Literal["auto"] = "auto"
+"""A value that is measured before the run."""
 AdapterMethod = Literal["lora", "prefix", "prompt", "p-tuning", "ia3"]
 
 # Widths of the counter words that number rounds, steps and queries of a run's random draws.
@@ -73,6 +76,15 @@ def _below(name: str) -> str:
     if name and (path.is_absolute() or ".." in path.parts or not path.parts):
         raise ValueError("leaves the folder")
     return name
+
+
+def _measured(key: str, value: float | Literal["auto"]) -> float:
+    if value == AUTO:
+        raise ConfigError(
+            f"{key} is auto, which `fedmezo run` alone measures before it starts; give a number here, such as what "
+            "`fedmezo calibrate` finds"
+        )
+    return value
 
 
 class Section(BaseModel):
@@ -357,10 +369,15 @@ class Optimizer(OpenSection):
 
     type: OptimizerName = "SGD"
     """Class of torch.optim that llmtrainer uses; mezotrainer is SGD."""
-    lr: float = Field(0.1, gt=0)
-    """Learning rate, eta_0 of the strategies."""
+    lr: Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], Allowed("auto, or a number above 0")] = 0.1
+    """Learning rate, eta_0 of the strategies; auto: `fedmezo run` calibrates first ([calibration](calibration.md))."""
     weight_decay: float = Field(0.0, ge=0)
     """Decay of the adapter's weights; the scalars protocol needs 0."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate as a number; ConfigError where it is still to be measured."""
+        return _measured("train.optimizer.lr", self.lr)
 
 
 class Scheduler(OpenSection):
@@ -394,8 +411,8 @@ class Zo(Section):
 
     estimator: EstimatorName = "two-point"
     """A pair of losses around theta per direction (the paper's), one loss, or a pair on one row of the batch each."""
-    eps: float = Field(1e-3, gt=0)
-    """Perturbation scale, mu of the paper."""
+    eps: Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], Allowed("auto, or a number above 0")] = 1e-3
+    """Perturbation scale, mu of the paper; auto: `fedmezo run` calibrates first ([calibration](calibration.md))."""
     queries: int = Field(1, ge=1, le=MAX_QUERIES)
     """Directions per step; for per-example, directions per row of the batch."""
     noise: Noise = "gaussian"
@@ -404,6 +421,11 @@ class Zo(Section):
     """Rank of a low-rank direction over each matrix."""
     clip: float = Field(0.0, ge=0)
     """Largest size of a scalar; 0 is no limit. Over several machines two-point's default is 1 / (2 eps): a nat."""
+
+    @property
+    def scale(self) -> float:
+        """The perturbation scale as a number; ConfigError where it is still to be measured."""
+        return _measured("train.zo.eps", self.eps)
 
 
 class Train(Section):
@@ -552,6 +574,11 @@ class Config(Section):
         if isinstance(federate, dict) and is_bp:
             federate = {"protocol": "weights"} | federate
         return {"data": {}, "model": {}} | data | {"federate": federate}
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether the rate or eps is to be measured before the run."""
+        return AUTO in (self.train.optimizer.lr, self.train.zo.eps)
 
     def to_yaml(self) -> str:
         """Every key with its value, as YAML that loads back equal."""

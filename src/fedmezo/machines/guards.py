@@ -19,6 +19,6 @@ def guarded(config: Config) -> Config:
         federate = federate.model_copy(update={"max_ratio": MAX_RATIO})
     unbounded = config.trainer.type == "mezotrainer" and zo.estimator == "two-point"
     if unbounded and "clip" not in zo.model_fields_set:
-        zo = zo.model_copy(update={"clip": LARGEST_LOSS_CHANGE / (2 * zo.eps)})
+        zo = zo.model_copy(update={"clip": LARGEST_LOSS_CHANGE / (2 * zo.scale)})
     train = config.train.model_copy(update={"zo": zo})
     return config.model_copy(update={"federate": federate, "train": train})

@@ -268,8 +268,8 @@ def noise_of_g(
     batches = [holdings.dataset.batch(shard[:rows], tuned.model.device) for shard in shards[:BATCHES_FOR_NOISE]]
     start, noise = theta.to(tuned.model.device), make_noise(config, tuned.model)
     if only_here:
-        return [measure_signal(tuned.model, start, batches, seed=config.seed, noise=noise, eps=zo.eps)]
-    return find_sound_eps(tuned.model, start, batches, seed=config.seed, noise=noise, eps=zo.eps)
+        return [measure_signal(tuned.model, start, batches, seed=config.seed, noise=noise, eps=zo.scale)]
+    return find_sound_eps(tuned.model, start, batches, seed=config.seed, noise=noise, eps=zo.scale)
 
 
 def finer_format(tuned: TunedModel) -> str:
@@ -304,7 +304,7 @@ def _bare_estimator(config: Config) -> Estimator:
     """The estimator, whose noise is any."""
     zo, rows = config.train.zo, config.dataloader.batch_size
     scale_free = config.train.train_strategy == SCALE_FREE
-    return estimator_of(zo.estimator, Settings(zo.eps, zo.queries, clip=zo.clip, scale_free=scale_free), rows)
+    return estimator_of(zo.estimator, Settings(zo.scale, zo.queries, clip=zo.clip, scale_free=scale_free), rows)
 
 
 def make_course(config: Config, model: LanguageModel) -> Course:
@@ -350,7 +350,7 @@ def make_federation(config: Config, model: LanguageModel, own: Own = NOTHING) ->
         min_clients=federate.min_clients,
         equal_weights=federate.ignore_weight,
         lone_client=federate.lone_client,
-        strategy=RateStrategy(train.train_strategy, train.optimizer.lr, train.lr_width, own.strategy),
+        strategy=RateStrategy(train.train_strategy, train.optimizer.rate, train.lr_width, own.strategy),
         weigh=own.weigh,
         rules=rules,
         segments=model.segments,
@@ -397,7 +397,7 @@ def check_optimizer(config: Config) -> None:
         ConfigError: the optimiser or scheduler does not take its keys or their values.
     """
     if config.trainer.type != MEZO:
-        make_optimizer(config).build([torch.zeros(1, 1, requires_grad=True)], config.train.optimizer.lr, num_steps=1)
+        make_optimizer(config).build([torch.zeros(1, 1, requires_grad=True)], config.train.optimizer.rate, num_steps=1)
 
 
 def make_work(config: Config, tuned: TunedModel) -> ClientWork:
@@ -463,7 +463,7 @@ def make_header(config: Config, tuned: TunedModel, holdings: Holdings, theta: Te
         rounds=config.federate.total_round_num,
         protocol=config.federate.protocol,
         noise=config.train.zo.noise,
-        eps=config.train.zo.eps,
+        eps=config.train.zo.scale,
         queries=config.train.zo.queries,
         estimator=config.train.zo.estimator,
         batch_size=config.dataloader.batch_size,

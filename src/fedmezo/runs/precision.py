@@ -132,7 +132,7 @@ def settle(config: Config, tuned: TunedModel, holdings: Holdings, theta: Tensor 
         signals = [] if tried.is_exact else _noise(tried.put_in(config), model, holdings, start)
         if not signals or signals[0].is_sound or trial is trials[-1]:
             return _settled(config, model, tried, _reason(trial, trials, remarks), signals)
-        noise, eps = signals[0].noise_to_signal, config.train.zo.eps
+        noise, eps = signals[0].noise_to_signal, config.train.zo.scale
         remarks.append(f"in {tried} rounding would make up {noise:.0%} of g at train.zo.eps {eps:g}")
     raise AssertionError("there is always a last one")
 

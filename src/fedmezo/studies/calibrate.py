@@ -7,8 +7,10 @@ real federated training at several rates. The formulas are in `zo.calibration`.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from fedmezo.atomic import replacing
 from fedmezo.config import Config
+from fedmezo.config.schema import AUTO
 from fedmezo.data.shard import Indices, Shard
 from fedmezo.engines.simulation import Simulation
 from fedmezo.errors import ConfigError, TrainingError
@@ -48,19 +51,42 @@ from fedmezo.zo.calibration import (
 )
 from fedmezo.zo.noise import MAX_ROUNDS, MAX_SEED, SERVER, Purpose, Stream, permutation
 from fedmezo.zo.replay import perturb
-from fedmezo.zo.signal import DIRECTIONS, LARGEST_NOISE, STEP_RATIO, Signal, measure_signal
+from fedmezo.zo.signal import LARGEST_NOISE, STEP_RATIO, Signal, measure_signal
 
-SMALLEST_EPS, EPS_TRIED = 1e-4, 12
 FORWARD_PASSES = 12_000
 """Budget by default: one or two minutes of a model whose forward pass takes 5 to 10 ms."""
+
+SECONDS = 180.0
+"""What a model of slower forward passes may take by default; then no further rate is tried once one has been found."""
 
 FULL_BURSTS = 4
 """Bursts that go to their end in a typical search; those that diverge cost little."""
 
-JUDGES = 64
-"""Training examples that a burst's loss is taken on."""
-MOMENT_EXAMPLES, MOMENT_DIRECTIONS = 32, 32
-EVALUATIONS = 10
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How carefully things are measured."""
+
+    smallest_eps: float
+    eps_tried: int  # doubling from the smallest on
+    directions: int  # along which g's error is measured at each eps
+    moment_examples: int
+    moment_directions: int
+    judges: int  # training examples that a burst's loss is taken on
+    evaluations: int  # of a burst
+
+    @property
+    def forward_passes(self) -> int:
+        """What comes before the bursts."""
+        moments = (2 * self.moment_directions + 1) * self.moment_examples // BATCHED
+        return 4 * self.directions * self.eps_tried + moments
+
+
+FULL = Effort(1e-4, 12, directions=16, moment_examples=32, moment_directions=32, judges=64, evaluations=10)
+BRIEF = Effort(8e-4, 9, directions=6, moment_examples=8, moment_directions=8, judges=24, evaluations=3)
+ENOUGH = 4000
+"""Forward passes from which there is a full effort."""
+
 DIVERGED = 1.2
 """A burst whose loss is so many times the loss it started from is given up."""
 
@@ -77,7 +103,7 @@ class Advice:
     """One setting: what it is, what it should be, and why."""
 
     key: str
-    present: float
+    present: float | str
     value: float
     reason: str
 
@@ -104,6 +130,8 @@ class Bench:
     holdings: Holdings
     shards: dict[int, Shard]
     theta: Tensor  # (d,) where the run starts
+    effort: Effort = FULL
+    eps: float | None = None  # to train with; None is the best that is found
 
     @property
     def model(self) -> LanguageModel:
@@ -119,11 +147,11 @@ class Bench:
 
     def loss(self, theta: Tensor) -> float:
         """Mean loss on the judging examples."""
-        return evaluate(self.model, theta, self.holdings.dataset, self.examples(JUDGES)).value
+        return evaluate(self.model, theta, self.holdings.dataset, self.examples(self.effort.judges)).value
 
 
 def calibrate(
-    config: Config, notices: Sequence[str] = (), *, write: Path | None = None, budget: int = FORWARD_PASSES
+    config: Config, notices: Sequence[str] = (), *, write: Path | None = None, budget: int | None = None
 ) -> int:
     """Measure, show, and recommend; returns the exit code.
 
@@ -131,17 +159,49 @@ def calibrate(
         config: of the run to come.
         notices: about the configuration.
         write: also write the configuration with the recommended values here.
-        budget: forward passes to spend, more or less.
+        budget: forward passes to spend, more or less; None is `FORWARD_PASSES`, or what fits into `SECONDS`.
 
     Raises:
         FedMeZOError: whatever a user can act on.
     """
     _check(config, write)
+    found = _calibrated(config, notices, Console(), budget)
+    if write:
+        write_text(write, found.to_yaml())
+    return 0
+
+
+def settle(config: Config) -> Config:
+    """Measure what a configuration leaves to measurement (`auto`), and nothing else; returns it with the values found.
+
+    Raises:
+        FedMeZOError: whatever a user can act on.
+    """
     console = Console()
-    bench = set_up(config, console)
+    console.print("train.optimizer.lr or train.zo.eps is auto: calibrating first", highlight=False)
+    train = config.train
+    fixed = None if train.zo.eps == AUTO else train.zo.scale
+    measured = _calibrated(config, (), console, None, fixed).train
+    if train.optimizer.lr != AUTO:
+        return adjusted(config, eps=measured.zo.scale, rate=train.optimizer.rate)
+    settled = adjusted(config, eps=fixed or measured.zo.scale, rate=measured.optimizer.rate)
+    if "lr_width" in train.model_fields_set:
+        return settled
+    return settled.model_copy(update={"train": settled.train.model_copy(update={"lr_width": measured.lr_width})})
+
+
+def _calibrated(
+    config: Config, notices: Sequence[str], console: Console, budget: int | None, eps: float | None = None
+) -> Config:
+    """Measure, show and keep what was found; returns the configuration with it. `eps` is trained with, if given."""
+    bench = replace(set_up(config, console), eps=eps)
     for notice in (*notices, *bench.tuned.notices):
         console.print(f"notice: {notice}", markup=False, soft_wrap=True)
-    result = measure(bench, console, budget)
+    deadline = math.inf
+    if budget is None:
+        budget, deadline = affordable(bench), time.monotonic() + SECONDS
+    bench = replace(bench, effort=FULL if budget >= ENOUGH else BRIEF)
+    result = measure(bench, console, budget, deadline)
     folder = new_run_directory(Path(config.outdir), "calibration")
     with replacing(folder / PICTURE_FILE) as file:
         file.write(_picture(config, result))
@@ -152,11 +212,21 @@ def calibrate(
             f"no rate from {result.bursts[-1].rate:.2g} up lowered the loss within {result.rounds} rounds: "
             f"give more forward passes (--forward-passes, now {budget}). The picture is in {folder}"
         )
-    text = advised(config, result.advice).to_yaml()
-    for path in (folder / CONFIG_FILE, *([write] if write else [])):
-        write_text(path, text)
+    found = advised(config, result.advice)
+    write_text(folder / CONFIG_FILE, found.to_yaml())
     console.print(f"Picture, numbers and the configuration with these values are in {folder}", soft_wrap=True)
-    return 0
+    return found
+
+
+def affordable(bench: Bench) -> int:
+    """Forward passes that fit into `SECONDS`, by the time of some; no more than `FORWARD_PASSES`."""
+    batches = [batches[0] for batches in _first_batches(bench)]
+    bench.model.losses([bench.theta], batches[:1])  # the first is slower than any other
+    started = time.monotonic()
+    for batch in batches:
+        float(bench.model.losses([bench.theta], [batch]))
+    seconds = (time.monotonic() - started) / len(batches)
+    return min(FORWARD_PASSES, int(SECONDS / max(seconds, 1e-9)))
 
 
 def set_up(config: Config, console: Console) -> Bench:
@@ -172,22 +242,30 @@ def set_up(config: Config, console: Console) -> Bench:
     )
 
 
-def measure(bench: Bench, console: Console, budget: int) -> Calibration:
-    """Make the three measurements."""
+def measure(bench: Bench, console: Console, budget: int, deadline: float = math.inf) -> Calibration:
+    """Make the three measurements.
+
+    Args:
+        bench: the model and its clients.
+        console: where progress is shown.
+        budget: forward passes to spend, more or less.
+        deadline: of the monotonic clock; no further rate is tried behind it once one lowered the loss.
+    """
     config = bench.config
     with work_progress(console, "error of g against eps") as progress:
         errors = measure_errors(bench, progress)
-    eps = best_eps(errors).eps
+    eps = bench.eps or best_eps(errors).eps
     with work_progress(console, "average effect of a step") as progress:
         moments = measure_moments(bench, eps, progress)
-    spent = 4 * DIRECTIONS * EPS_TRIED + (2 * MOMENT_DIRECTIONS + 1) * MOMENT_EXAMPLES // BATCHED
-    rounds = burst_rounds(bench, budget - spent)
+    rounds = burst_rounds(bench, budget - bench.effort.forward_passes)
     console.print(f"training at several rates, up to {rounds} rounds each", highlight=False)
     bursts = []
     start = _first_rate(errors, moments, config.train.zo.clip)
     for burst in search_rate(lambda rate: run_burst(bench, eps, rate, rounds), start):
         bursts.append(burst)
         console.print(f"  rate {burst.rate:g}: {outcome(burst)}", highlight=False)
+        if time.monotonic() > deadline and any(burst.lowers for burst in bursts):
+            break
     averaged = config.federate.cohort_size * config.train.zo.queries
     total = config.federate.total_round_num
     return Calibration(
@@ -206,30 +284,31 @@ def measure_errors(bench: Bench, progress: Callable[[int, int | None], None]) ->
     batches = [batch for pair in zip(*_first_batches(bench), strict=False) for batch in pair]
     seed, noise = bench.config.seed, assemble.make_noise(bench.config, bench.tuned.model)
     signals: list[Signal] = []
-    for index in range(EPS_TRIED):
-        eps = SMALLEST_EPS * STEP_RATIO**index
+    effort = bench.effort
+    measured = partial(measure_signal, bench.model, bench.theta, batches, seed=seed, directions=effort.directions)
+    for index in range(effort.eps_tried):
         try:
-            signals.append(measure_signal(bench.model, bench.theta, batches, seed=seed, noise=noise, eps=eps))
+            signals.append(measured(noise=noise, eps=effort.smallest_eps * STEP_RATIO**index))
         except TrainingError:
             if len(signals) < 2:
                 raise
             break
-        progress(index + 1, EPS_TRIED)
+        progress(index + 1, effort.eps_tried)
     return split_errors(signals)
 
 
 def measure_moments(bench: Bench, eps: float, progress: Callable[[int, int | None], None]) -> StepMoments:
     """What one step does to the loss on average, from single losses of some examples along some directions."""
-    rows = np.concatenate(bench.examples(MOMENT_EXAMPLES))
+    rows = np.concatenate(bench.examples(bench.effort.moment_examples))
     batch = bench.holdings.dataset.batch(rows, bench.model.device)
     noise = assemble.make_noise(bench.config, bench.tuned.model)
     plus, minus = [], []
-    for index in range(MOMENT_DIRECTIONS):
+    for index in range(bench.effort.moment_directions):
         stream = Stream(bench.config.seed, Purpose.DIRECTION, MAX_ROUNDS - 1, SERVER, index)
         [z] = noise.directions([stream], 0, len(bench.theta), bench.theta.device)
         plus.append(_losses(bench, perturb(bench.theta, z, eps), batch))
         minus.append(_losses(bench, perturb(bench.theta, z, -eps), batch))
-        progress(index + 1, MOMENT_DIRECTIONS)
+        progress(index + 1, bench.effort.moment_directions)
     base = _losses(bench, bench.theta, batch)
     return step_moments(torch.stack(plus), torch.stack(minus), base, eps, bench.config.dataloader.batch_size)
 
@@ -239,7 +318,7 @@ def burst_rounds(bench: Bench, budget: int) -> int:
     config = bench.config
     steps = sum(shard.num_batches for shard in bench.shards.values()) / len(bench.shards)
     per_round = 2 * config.train.zo.queries * steps * config.federate.cohort_size
-    evaluating = EVALUATIONS * JUDGES / config.dataloader.batch_size / BATCHED
+    evaluating = bench.effort.evaluations * bench.effort.judges / config.dataloader.batch_size / BATCHED
     rounds = int((budget / FULL_BURSTS - evaluating) / per_round)
     return max(1, min(config.federate.total_round_num, rounds))
 
@@ -249,7 +328,7 @@ def run_burst(bench: Bench, eps: float, rate: float, rounds: int) -> Burst:
     points = [(0, bench.loss(bench.theta))]
     limit = DIVERGED * points[0][1]
     for at, loss, state in _rounds(bench, eps, rate, rounds):
-        if at % max(1, rounds // EVALUATIONS) == 0 or at == rounds or not loss <= limit:
+        if at % max(1, rounds // bench.effort.evaluations) == 0 or at == rounds or not loss <= limit:
             points.append((at, bench.loss(state.theta)))
             if not points[-1][1] <= limit:
                 return Burst(rate, tuple(points), diverged=at)
@@ -336,7 +415,8 @@ def show(console: Console, result: Calibration) -> None:
     if result.advice:
         table = _table("setting", "now", "recommended", "because")
         for advice in result.advice:
-            table.add_row(advice.key, f"{advice.present:g}", f"[bold]{advice.value:g}[/bold]", advice.reason)
+            present = advice.present if isinstance(advice.present, str) else f"{advice.present:g}"
+            table.add_row(advice.key, present, f"[bold]{advice.value:g}[/bold]", advice.reason)
         console.print("Recommendation", style="bold")
         console.print(table)
 
@@ -353,7 +433,8 @@ def step_in_words(moments: StepMoments, averaged: int) -> str:
 def _picture(config: Config, result: Calibration) -> bytes:
     rate = next((item.value for item in result.advice if item.key == "train.optimizer.lr"), None)
     eps = best_eps(result.errors).eps
-    figure = draw_calibration(result.errors, result.bursts, eps=eps, present_eps=config.train.zo.eps, rate=rate)
+    present = eps if config.train.zo.eps == AUTO else config.train.zo.scale
+    figure = draw_calibration(result.errors, result.bursts, eps=eps, present_eps=present, rate=rate)
     return png(figure)
 
 

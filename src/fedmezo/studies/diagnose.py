@@ -101,11 +101,11 @@ def diagnose(folder: Path, moved: Moved = NOT_MOVED) -> int:
     console = Console()
     bench, states = set_up(folder, config, console)
     found = [measure(bench, at, theta, console) for at, theta in states]
-    document = {"version": 1, "rate": config.train.optimizer.lr, "states": [asdict(state) for state in found]}
+    document = {"version": 1, "rate": config.train.optimizer.rate, "states": [asdict(state) for state in found]}
     write_numbers(folder / NUMBERS_FILE, document)
     with replacing(folder / PICTURE_FILE) as file:
         file.write(png(draw_diagnosis([item.spectrum for item in found], *_rates(found, config))))
-    show(console, config.train.optimizer.lr, bench, found)
+    show(console, config.train.optimizer.rate, bench, found)
     console.print(f"Picture and numbers are in {folder / PICTURE_FILE} and {NUMBERS_FILE}", soft_wrap=True)
     return 0
 
@@ -241,7 +241,7 @@ def _pieces(rows: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
 def _rates(found: Sequence[Diagnosis], config: Config) -> tuple[list[int], list[RateBound], list[RateBound], float]:
     rounds = [item.round for item in found]
     bounds = [item.bound for item in found]
-    return rounds, bounds, [item.bound_without_noise for item in found], config.train.optimizer.lr
+    return rounds, bounds, [item.bound_without_noise for item in found], config.train.optimizer.rate
 
 
 def show(console: Console, rate: float, bench: Bench, found: Sequence[Diagnosis]) -> None:

@@ -61,9 +61,16 @@ class Signal:
 
 
 def measure_signal(
-    model: Tunable, theta: Tensor, batches: Sequence[Batch], *, seed: int, noise: Directions, eps: float
+    model: Tunable,
+    theta: Tensor,
+    batches: Sequence[Batch],
+    *,
+    seed: int,
+    noise: Directions,
+    eps: float,
+    directions: int = DIRECTIONS,
 ) -> Signal:
-    """Measure g's signal and noise at one eps, by four losses for each of `DIRECTIONS` directions.
+    """Measure g's signal and noise at one eps, by four losses for each of some directions.
 
     The directions are the same for every eps and belong to no client.
 
@@ -74,6 +81,7 @@ def measure_signal(
         seed: run seed.
         noise: distribution of the directions.
         eps: size of the perturbation.
+        directions: how many.
 
     Raises:
         TrainingError: a loss is not finite.
@@ -81,7 +89,7 @@ def measure_signal(
     small, large = round_coefficient(eps), round_coefficient(STEP_RATIO * eps)
     pairs = []
     thetas = model.local_thetas(theta, 1, noise, 1)
-    for index in range(DIRECTIONS):
+    for index in range(directions):
         stream = Stream(seed, Purpose.DIRECTION, client=SERVER, step=index)
         batch = batches[index % len(batches)]
         at = [_difference(thetas, stream, batch, step) / (2 * step) for step in (small, large)]
