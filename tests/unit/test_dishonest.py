@@ -60,7 +60,9 @@ class Stage:
 
     def _load(self, setup: Setup) -> Loaded:
         work = ZerothOrderClients(Quadratic(), ESTIMATOR, SEED, self.protocol)
-        return Loaded(work, ToyData(setup.client), BASE_HASH, THETA, Course(SEED, ESTIMATOR))
+        return Loaded(
+            work, ToyData(setup.client), BASE_HASH, THETA.clone, len(THETA), THETA.device, Course(SEED, ESTIMATOR)
+        )
 
     def _tell(self, seconds: float, arrival: Arrival) -> None:
         self.sent += 1

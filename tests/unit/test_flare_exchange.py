@@ -76,7 +76,9 @@ class Worker:
 
     def _load(self, setup: Setup) -> Loaded:
         self.loads += 1
-        return Loaded(work(), ToyData(setup.client), BASE_HASH, THETA, Course(SEED, ESTIMATOR))
+        return Loaded(
+            work(), ToyData(setup.client), BASE_HASH, THETA.clone, len(THETA), THETA.device, Course(SEED, ESTIMATOR)
+        )
 
     def revive(self) -> None:
         self._site = Site(self._load)

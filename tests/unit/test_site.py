@@ -35,7 +35,7 @@ ELSEWHERE = torch.ones(SIZE)
 
 def load(setup: Setup) -> Loaded:
     work = ZerothOrderClients(Quadratic(), ESTIMATOR, 7, "scalars")
-    return Loaded(work, ToyData(setup.client), BASE_HASH, THETA, Course(7, ESTIMATOR))
+    return Loaded(work, ToyData(setup.client), BASE_HASH, THETA.clone, len(THETA), THETA.device, Course(7, ESTIMATOR))
 
 
 def joined(setup: Setup = SETUP) -> Site:

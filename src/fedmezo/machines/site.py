@@ -44,14 +44,18 @@ class Loaded:
         work: the local steps.
         data: the site's own examples.
         base_hash: of the site's base weights.
-        theta: (d,) initial, derived from the base model and the run's seed.
+        initial: makes theta (d,) before round 0 from the base model and the run's seed, for the site to change.
+        num_parameters: d.
+        device: where theta is changed.
         course: follows what others reported.
     """
 
     work: ClientWork
     data: ClientData
     base_hash: str
-    theta: Tensor
+    initial: Callable[[], Tensor]
+    num_parameters: int
+    device: torch.device
     course: Course
 
 
@@ -120,8 +124,9 @@ class Site:
     def _begin(self, loaded: Loaded, setup: Setup) -> None:
         """Know the initial state, if it is the one that the site derives for itself."""
         self._theta, self._moments, self._round = None, {}, UNKNOWN
-        if state_hash(loaded.theta) == setup.theta_hash:
-            self._theta, self._round = loaded.theta.clone(), 0
+        theta = loaded.initial()
+        if state_hash(theta) == setup.theta_hash:
+            self._theta, self._round = theta, 0
 
     def _answer_task(self, message: bytes) -> bytes:
         task, digest, way = decode_task(message)
@@ -151,7 +156,7 @@ class Site:
 
     def _require_fitting(self, loaded: Loaded, way: CatchUp) -> None:
         """Refuse what cannot be a state of this run, and records that weigh more than a state does."""
-        size = len(loaded.theta)
+        size = loaded.num_parameters
         if way.theta is not None and not self._is_state(loaded, way.theta, way.moments):
             raise Refused(Reason.FAILED, f"the task brings no state of {size} numbers that are finite")
         if records_size(way.records) > BYTES_PER_PARAMETER * size:
@@ -160,15 +165,15 @@ class Site:
     def _is_state(self, loaded: Loaded, theta: Tensor, moments: tuple[Tensor, ...]) -> bool:
         if len(moments) != len(moment_names(loaded.course.server)):
             return False
-        return all(len(v) == len(loaded.theta) and bool(torch.isfinite(v).all()) for v in (theta, *moments))
+        return all(len(v) == loaded.num_parameters and bool(torch.isfinite(v).all()) for v in (theta, *moments))
 
     def _advance(self, loaded: Loaded, round_index: int, digest: str, way: CatchUp) -> Tensor:
         """Bring theta to the state before a round; its hash must be the server's."""
         self._require_fitting(loaded, way)
         if way.theta is not None:
-            device, names = loaded.theta.device, moment_names(loaded.course.server)
-            theta, self._round = way.theta.to(device), round_index
-            self._moments = {name: moment.to(device) for name, moment in zip(names, way.moments, strict=True)}
+            names = moment_names(loaded.course.server)
+            theta, self._round = way.theta.to(loaded.device), round_index
+            self._moments = {n: moment.to(loaded.device) for n, moment in zip(names, way.moments, strict=True)}
         elif self._theta is None:
             raise Refused(Reason.OTHER_STATE, "this site knows no state")
         else:

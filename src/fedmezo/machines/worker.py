@@ -122,7 +122,9 @@ def load(options: WorkerOptions, setup: Setup) -> Loaded:
         work=assemble.make_work(config, tuned),
         data=shard,
         base_hash=tuned.base_hash,
-        theta=tuned.theta.to(tuned.model.device),
+        initial=assemble.initial_thetas(config, tuned),
+        num_parameters=len(tuned.theta),
+        device=tuned.model.device,
         course=assemble.make_course(config, tuned.model),
     )
 

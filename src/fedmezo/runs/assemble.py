@@ -127,6 +127,17 @@ def load_model(config: Config, handed: HandedBase | None = None) -> TunedModel:
     return TunedModel(model, tokenizer, fingerprint, dtype, scheme, model.initial(), notices)
 
 
+def initial_thetas(config: Config, tuned: TunedModel) -> Callable[[], Tensor]:
+    """Gives theta (d,) before training as often as it is asked, on the model's device, for whoever asks to change.
+
+    All parameters are in memory once: for a second time they are loaded again.
+    """
+    if config.llm.adapter.use:
+        return lambda: tuned.theta.to(tuned.model.device, copy=True)
+    loaded = [tuned.theta]
+    return lambda: loaded.pop() if loaded else load_model(config).theta
+
+
 def load_holdings(
     config: Config, tokenizer: PreTrainedTokenizerFast, console: Console, splitter: Splitter | None = None
 ) -> Holdings:
