@@ -252,8 +252,8 @@ class Data(Section):
     table: Table = Table()
     answers: Annotated[tuple[str, ...], Allowed("a list of two texts or more, each once")] = Field((), strict=False)
     """Candidate answers of a classification, in the order of the numbers or of false and true that stand for them."""
-    format: Literal["alpaca", "template", "chat"] = "alpaca"
-    """How an instruction is put to the model: the Alpaca prompt, `data.template`, or the model's own chat template."""
+    format: Literal["alpaca", "template", "chat", "original"] = "alpaca"
+    """The Alpaca prompt, `data.template`, the model's chat template, or the original's ([why](differences.md))."""
     template: Annotated[str, Allowed("a text with the place {instruction}, and {input} if there are any")] = ""
     """With `data.format: template`, the text before the answer."""
     splits: Annotated[tuple[float, float, float], Allowed("three numbers of at least 0 that sum to 1")] = Field(

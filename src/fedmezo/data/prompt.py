@@ -6,11 +6,13 @@
 | prompt and completion    | the prompt as it is | the template                | a user's turn           |
 | turns                    | the model's own chat template, whatever `data.format` says |||
 | a text alone             | as it is, all of it counts |||
+
+`original` is `alpaca`, except that an example without an input has `None` for it, as FederatedScope's GSM8K prompts do.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from fedmezo.data.text import Text
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from fedmezo.data.chat import ChatTemplate
 
-Format = Literal["alpaca", "template", "chat"]
+Format = Literal["alpaca", "template", "chat", "original"]
 
 _WITHOUT_INPUT = (
     "Below is an instruction that describes a task. "
@@ -37,6 +39,9 @@ _WITH_INPUT = (
     "### Input:\n{input}\n\n"
     "### Response:"
 )
+
+
+_ORIGINAL_WITHOUT_INPUT = "None"  # what Python makes of the input that GSM8K's rows have not
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,8 @@ class Prompts:
     def _opening(self, example: Example) -> str:
         if example.form == "text":
             return ""
+        if self.format == "original" and example.form != "completion":
+            return prompt_of(example if example.input else replace(example, input=_ORIGINAL_WITHOUT_INPUT))
         if self.format == "template":
             return self.template.format(instruction=example.instruction, input=example.input)
         return example.instruction if example.form == "completion" else prompt_of(example)
