@@ -14,6 +14,7 @@ from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.generate import Decoding, _groups, complete, cut
 from fedmezo.models.loading import load_base
 from tests.runs import make_base
+from tests.tiny_models import tiny_model
 
 PROMPTS = ["w5 w6 w7 w8 w9 w40", "w41", "w42 w43 w44", "w50 w51", "w52 w53", "w60 w61 w62 w63"]
 METHODS: dict[str, dict[str, object]] = {
@@ -58,6 +59,18 @@ def test_without_a_cache_of_keys_the_same_tokens_come_out(base_folder: Path) -> 
         if int(best) == tokenizer.eos_token_id:
             break
     assert text == tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_answer_ends_where_the_model_has_no_more_positions(base_folder: Path, method: str) -> None:
+    _, tokenizer = load_base(str(base_folder), None, torch.float32, torch.device("cpu"))
+    tokenizer.eos_token = None
+    model = CausalLM(tiny_model("gpt_neo"), {"adapter_method": method, **METHODS[method]}, seed=3)
+    room = 64 - model.virtual_tokens
+    for length in (10, room - 1, room, room + 5):
+        (text,) = complete(model.network, tokenizer, [" ".join(["w7"] * length)], Decoding(max_new_tokens=100))
+        assert len(text.split()) <= max(0, room - length)
+        assert bool(text) is (length < room)
 
 
 def test_a_stop_ends_its_own_row_only(base_folder: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fedmezo.models import fitness
 from fedmezo.models.adapters import attach_adapter, loaded_beside, read_adapter, write_adapter
 from fedmezo.models.compiled import compiled_forward
 from fedmezo.models.label_loss import PlainPath
@@ -54,8 +55,7 @@ class CausalLM(LanguageModel):
     @property
     def virtual_tokens(self) -> int:
         """Tokens, or keys and values of tokens, that the adapter puts before each example."""
-        config = self._model.active_peft_config
-        return int(config.num_virtual_tokens) if config.is_prompt_learning else 0
+        return fitness.virtual_tokens(self._model)
 
     def initial(self) -> Tensor:
         """A copy on the host."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -81,6 +82,12 @@ def require_fit(base: PreTrainedModel, virtual: int, dataset: EncodedDataset, to
             f"llm.tok_len is {tok_len} and the longest example has {longest} tokens{before}, but {kind} has "
             f"{positions} positions: set llm.tok_len to {max(1, positions - virtual)} or less"
         )
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """Tokens, or keys and values of tokens, that an adapter puts before each example."""
+    config = model.active_peft_config if isinstance(model, PeftModel) else None
+    return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
 
 
 def learned_positions(base: PreTrainedModel) -> int | None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from fedmezo.data.encode import pad_id
 from fedmezo.data.text import Text
+from fedmezo.models.fitness import learned_positions, virtual_tokens
+from fedmezo.models.lanes import base_of
 from fedmezo.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def complete(
     rows = [_ids(tokenizer, prompt) for prompt in prompts]
     texts = [""] * len(rows)
     done = 0
-    for group in _groups([len(row) for row in rows], decoding, padded=not _has_virtual_tokens(model)):
+    for group in _groups([len(row) for row in rows], decoding, padded=not virtual_tokens(model)):
         for index, text in zip(group, _continue(model, tokenizer, [rows[i] for i in group], decoding), strict=True):
             texts[index] = text
         done += len(group)
@@ -112,6 +113,9 @@ def _continue(
     model: nn.Module, tokenizer: PreTrainedTokenizerFast, rows: Sequence[list[int]], decoding: Decoding
 ) -> list[str]:
     longest = max(map(len, rows))
+    room = _room(model, longest, decoding.max_new_tokens)
+    if not room:
+        return [""] * len(rows)
     padded = [[pad_id(tokenizer)] * (longest - len(row)) + row for row in rows]
     masks = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
     generating: Any = model  # neither transformers nor PEFT types what `generate` takes
@@ -123,7 +127,7 @@ def _continue(
         tokens = generating.generate(
             input_ids=torch.tensor(padded, device=generating.device),
             attention_mask=torch.tensor(masks, device=generating.device),
-            max_new_tokens=decoding.max_new_tokens,
+            max_new_tokens=room,
             do_sample=False,
             pad_token_id=pad_id(tokenizer),
             eos_token_id=tokenizer.eos_token_id,
@@ -132,6 +136,12 @@ def _continue(
         )
     texts = tokenizer.batch_decode(tokens[:, longest:], skip_special_tokens=True)
     return [cut(text, decoding.stops) for text in texts]
+
+
+def _room(model: nn.Module, prompt: int, wanted: int) -> int:
+    """Tokens of an answer that a model has positions for after a prompt of so many tokens."""
+    positions = learned_positions(base_of(model))
+    return wanted if positions is None else max(0, min(wanted, positions - virtual_tokens(model) - prompt))
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
@@ -161,7 +171,3 @@ class _StopText(StoppingCriteria):
         texts = self._tokenizer.batch_decode(tail)
         seen = [any(stop in text for stop in self._stops) for text in texts]
         return torch.tensor(seen, device=input_ids.device)  # type: ignore[return-value]  # a tensor has one type
-
-
-def _has_virtual_tokens(model: nn.Module) -> bool:
-    return isinstance(model, PeftModel) and bool(model.active_peft_config.is_prompt_learning)

@@ -103,6 +103,7 @@ class Given:
             raise DataError(f"clients[{empty[0]}]: no example has an answer within tok_len {config.llm.tok_len} tokens")
         kept = tuple(examples[i] for i in dataset.kept)
         divided = _partition(kept, train, *held_out)
+        assemble.require_fit(config, tuned, dataset)
         for notice in assemble.use_lanes(config, tuned, dataset):
             logger.warning(notice)
         return Holdings(kept, dataset, divided, prompts)

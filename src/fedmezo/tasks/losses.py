@@ -8,8 +8,10 @@ import numpy as np
 import torch
 
 from fedmezo.data.encode import EncodedDataset, encode_examples
+from fedmezo.models.fitness import require_fit, virtual_tokens
 from fedmezo.models.generate import OnItems
 from fedmezo.models.label_loss import LossPath
+from fedmezo.models.lanes import base_of
 from fedmezo.records import Example
 from fedmezo.runs.evaluate import Indices, batches_by_length
 from fedmezo.tasks.outcome import Outcome, averaged
@@ -20,9 +22,10 @@ def data_loss(subject: Subject, task: str, examples: Sequence[Example], on_items
     """The mean over examples of each example's mean loss over its answer tokens, as a run evaluates it.
 
     Raises:
-        DataError: no example has an answer within the subject's length limit.
+        DataError: no example has an answer within the subject's length limit, or the model has no room for one.
     """
     dataset = encode_examples(examples, subject.tokenizer, subject.tok_len, prompts=subject.prompts)
+    require_fit(base_of(subject.model), virtual_tokens(subject.model), dataset, subject.tok_len)
     losses = item_losses(subject.losses, dataset, subject.device, on_items)
     items = [
         {"index": int(index), "tokens": int(length), "loss": loss}
