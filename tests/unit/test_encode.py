@@ -1,5 +1,6 @@
 """Prompts, label masks, truncation and the cache of tokens, with small tokenizers made here."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,25 @@ def test_damaged_cache_is_made_anew(tmp_path: Path, tokenised: list[int], damage
     same_data(first, encode_examples(EXAMPLES, byte_level(), LONG, tmp_path))
     assert tokenised == [5, 5]
     assert path.read_bytes() == content
+
+
+def test_the_cache_is_for_its_owner_and_for_a_month(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o755)
+    expired, other = folder / "tokens-0.npz", folder / "note.txt"
+    for path in (expired, other):
+        path.touch()
+        os.utime(path, (0, 0))
+    encode_examples(EXAMPLES, byte_level(), 60, folder)
+    [kept] = folder.glob("*.npz")
+    assert kept != expired
+    assert other.exists()
+    assert (kept.stat().st_mode & 0o777, folder.stat().st_mode & 0o777) == (0o600, 0o700)
+    kept.chmod(0o644)  # as earlier versions wrote it
+    os.utime(kept, (0, 0))
+    encode_examples(EXAMPLES, byte_level(), 60, folder)
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert kept.stat().st_mtime > 0  # it was used
 
 
 def test_cache_that_cannot_be_written(tmp_path: Path) -> None:

@@ -162,8 +162,8 @@ def test_settings_that_are_not_sound_are_refused(tmp_path: Path, harm: dict[str,
 
 def test_a_server_does_not_share_a_port_and_a_site_says_that_nothing_answers() -> None:
     pytest.importorskip("nvflare")
+    from fedmezo.machines.flare.doorstep import connection_fault
     from fedmezo.machines.flare.serve import require_port
-    from fedmezo.machines.flare.site import connection_fault
 
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as FLARE's own listeners do

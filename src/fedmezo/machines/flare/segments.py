@@ -142,8 +142,14 @@ class Segments:
         shutil.rmtree(self._kit.folder / "storage", ignore_errors=True)  # jobs of a server that is gone
         environment = {**os.environ, SERVER_SOCKET: str(self._socket_path)}
         with (self._kit.folder / "flare.txt").open("ab") as log:
+            os.fchmod(log.fileno(), 0o600)
             self._process = subprocess.Popen(
-                party_command(self._kit), env=environment, stdout=log, stderr=log, start_new_session=True
+                party_command(self._kit),
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                umask=0o077,  # what it logs and stores is for nobody else
             )
 
     def _look(self) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
-import socket
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 from fedmezo.data.parse import read_examples
 from fedmezo.data.rows import Layout
-from fedmezo.errors import DataError
+from fedmezo.errors import ConfigError, DataError
+from fedmezo.machines.flare.doorstep import Doorstep, connection_fault
 from fedmezo.machines.flare.exchange import WORKER_SOCKET
 from fedmezo.machines.flare.party import party_command
 from fedmezo.machines.flare.project import Kit
@@ -25,8 +26,10 @@ from fedmezo.scratch import scratch_folder
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_BEFORE_RESTART = 2.0
-_SECONDS_TO_CONNECT = 5.0
 FLARE_LOG = "flare.txt"
+LOCK = "in-use"
+_PRIVATE = 0o077
+"""What everybody else may do with the files that a site and its processes write: nothing."""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,8 +56,16 @@ class _Child:
             stop(self.process)
 
 
-class _Stop(Exception):  # noqa: N818 - how the signal handler leaves the loop
-    """The user asked to stop."""
+class _Asked:
+    """Whether the user has asked to stop, once or more often."""
+
+    def __init__(self) -> None:
+        self.to_stop = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self.to_stop = True
 
 
 def run_site(kit: Kit, options: WorkerOptions) -> int:
@@ -62,7 +73,9 @@ def run_site(kit: Kit, options: WorkerOptions) -> int:
 
     Raises:
         DataError: there is no such file, or it is none of examples.
+        ConfigError: the kit is in use on this machine.
     """
+    os.umask(_PRIVATE)
     if not Path(options.data).is_file():
         raise DataError(f"{options.data}: there is no such file; give --data the site's own examples")
     read_examples(Path(options.data), Layout())  # a wrong file is said now, not when a run comes
@@ -73,8 +86,9 @@ def run_site(kit: Kit, options: WorkerOptions) -> int:
         print("notice: this kit speaks in plain text, without encryption")
     if (fault := connection_fault(kit.host, kit.port)) is not None:
         print(f"notice: nothing answers at {kit.host}:{kit.port} yet ({fault}); trying until it does", flush=True)
-    signal.signal(signal.SIGTERM, _raise_stop)
+    asked = _Asked()
     with ExitStack() as stack:
+        rivals = stack.enter_context(_alone(kit))
         socket = str(stack.enter_context(scratch_folder()) / "worker")
         environment = {**os.environ, WORKER_SOCKET: socket}
         worker = replace(options, socket=socket)
@@ -84,29 +98,45 @@ def run_site(kit: Kit, options: WorkerOptions) -> int:
         ]
         for child in children:
             stack.callback(child.end)
-        try:
-            while True:
-                for child in children:
-                    child.keep()
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
-        except (KeyboardInterrupt, _Stop):
-            print("leaving")
+        doorstep = Doorstep(kit, kit.folder / FLARE_LOG)
+        while not asked.to_stop:
+            for child in children:
+                child.keep()
+            flare = children[-1].process
+            assert flare is not None, "it was just started"
+            for news in (*rivals(), *doorstep.look(time.monotonic(), flare.pid)):
+                print(f"notice: {news}", flush=True)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        print("leaving", flush=True)
     return 0
 
 
-def connection_fault(host: str, port: int) -> str | None:
-    """Why there is no connection to the server now; None if there is."""
-    try:
-        socket.create_connection((host, port), timeout=_SECONDS_TO_CONNECT).close()
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
+@contextmanager
+def _alone(kit: Kit) -> Iterator[Callable[[], list[str]]]:
+    """Keep a kit from being used twice on this machine; yields what tells of attempts since it was last called.
+
+    Raises:
+        ConfigError: it is in use; whoever uses it is told.
+    """
+    with (kit.folder / LOCK).open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.write(b".")
+            raise ConfigError(
+                f"{kit.folder}: another `fedmezo site` runs with this kit, which is for one site at a time"
+            ) from error
+        lock.truncate(0)
+
+        def attempts() -> list[str]:
+            count = os.fstat(lock.fileno()).st_size
+            lock.truncate(0)
+            return ["another `fedmezo site` was started with this kit, and refused"] * bool(count)
+
+        yield attempts
 
 
 def _start_flare(kit: Kit, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     with (kit.folder / FLARE_LOG).open("ab") as log:
+        os.fchmod(log.fileno(), 0o600)  # earlier versions let others read it
         return subprocess.Popen(party_command(kit), env=environment, stdout=log, stderr=log, start_new_session=True)
-
-
-def _raise_stop(_number: int, _frame: FrameType | None) -> None:
-    raise _Stop
