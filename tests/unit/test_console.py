@@ -200,6 +200,19 @@ def test_samples_show_their_text_literally_and_shortened() -> None:
     assert ESCAPE not in text
 
 
+def test_what_others_say_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+    console = live_console()
+    with RunLog(console, tmp_path) as log:
+        log.line("client 1 cannot take part: \x1b[2Kround 5/5 val 0.0000\r")
+    show_samples(console, [Sample("say", "hi", "\x1b]0;title\x07", "hi")])
+    shown = printed(console)
+    assert "\\x1b[2Kround" in shown
+    assert "\x1b[2K" not in shown
+    assert "\x1b]0" not in shown
+    assert "\r" not in shown
+    assert "\\x1b[2K" in (tmp_path / "log.txt").read_text()
+
+
 def test_the_final_table() -> None:
     console = plain_console()
     parts = (Evaluations("val_loss", (0, 20), (2.5, 2.1)), Evaluations("test_loss", (0, 20), (2.6, 2.2)))

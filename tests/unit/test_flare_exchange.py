@@ -9,7 +9,7 @@ import itertools
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +40,7 @@ from tests.waiting import PATIENCE
 
 pytest.importorskip("nvflare")
 
-from fedmezo.machines.flare.server_relay import Line
+from fedmezo.machines.flare.server_relay import ROOM_FOR_WORDS, Line
 
 CLIENTS = 3
 SEED = 11
@@ -302,3 +302,46 @@ def test_with_snapshots_no_site_is_sent_what_another_reported(rig: Rig) -> None:
     tasks = [message for message in rig.wire.messages() if message.startswith(b"FMZT")]
     assert {len(task) for task in tasks} == {HEADS[b"FMZT"] + 4 * SIZE}
     assert {task[21] for task in tasks} == {1}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        {},
+        {"id": 1, "state": "answered"},
+        {"id": 1, "state": "answered", "answer": "text"},
+        {"id": "1", "state": "answered", "answer": b""},
+        {"id": 1, "state": "dancing", "answer": b""},
+        {"id": 1, "state": ["answered"], "answer": b""},
+        {"id": 1, "state": None, "answer": None},
+    ],
+)
+def test_a_reply_that_is_none_of_ours_counts_as_being_away(reply: dict[str, Any]) -> None:
+    assert told_by(lambda request: {"id": 0, "state": "idle", "answer": b""} if not request["id"] else reply)[:3] == [
+        ("coming", b""),
+        ("here", b""),
+        ("away", b""),
+    ]
+
+
+def test_an_answer_that_is_too_long_is_not_passed_on() -> None:
+    def site(request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"id": request["id"], "state": "answered", "answer": b"x" * (ROOM_FOR_WORDS + 1)}
+
+    assert told_by(site)[:3] == [("coming", b""), ("here", b""), ("answered", b"")]
+
+
+def told_by(site: Callable[[Mapping[str, Any]], dict[str, Any]]) -> list[tuple[str, bytes]]:
+    """What a line tells of a site, from three requests of which the last carries a message."""
+    told: list[tuple[str, bytes]] = []
+    asked = itertools.count()
+    line = Line(lambda request, _: site(request), lambda what, answer: told.append((what, answer)))
+    line.send(b"before it is here", 0)
+
+    def stopped() -> bool:
+        if told and told[-1][0] == "here":
+            line.send(b"task", 0)
+        return next(asked) >= 2
+
+    line.run(stopped)
+    return told

@@ -37,11 +37,12 @@ SLOWEST_BYTES_PER_SECOND = 500_000
 ROOM_FOR_WORDS = 1 << 16
 """Bytes that any answer may have: a ready message, or a refusal with its reason."""
 
+MOST_TRIES = 5
+"""How often a site is sent a message that it says it does not know."""
+
 COMING, HERE, AWAY = "coming", "here", "away"
 
 _STATES = (IDLE, WORKING, ANSWERED, LOST)
-_NOTHING = {"id": 0, "state": LOST, "answer": b""}
-"""What a reply that is none of ours counts as."""
 
 Ask = Callable[[Mapping[str, Any], float], Mapping[str, Any] | None]
 Tell = Callable[[str, bytes], None]
@@ -56,6 +57,7 @@ class _Message:
     answer_size: int
     seconds: float  # that carrying it or its answer may take
     delivered: bool = False
+    tries: int = 0  # how often the site did not know it
 
 
 @dataclass(eq=False)
@@ -91,7 +93,7 @@ class Line:
             message = self._message
             reply = self.ask(*self._request(message if self.contact == HERE else None))
             if reply is not None:
-                self._take(message, reply if is_sound(reply) else _NOTHING)
+                self._take(message, reply)
             elif self.contact == HERE or (self.contact == COMING and time.monotonic() > until):
                 self._move(AWAY)
             self._rest()
@@ -104,18 +106,21 @@ class Line:
         return {"id": message.id, "message": payload, "wait": SECONDS_AT_SITE}, limit
 
     def _take(self, message: _Message | None, reply: Mapping[str, Any]) -> None:
+        state = reply["state"] if is_sound(reply) else LOST
         if self.contact != HERE:
-            if reply["state"] == LOST:
+            if state == LOST:
                 return
             self._drop(message)  # it belongs to the time before; whoever sent it hears that the site is here anew
             self._move(HERE)
             return
         if message is None:
-            if reply["state"] == LOST:
+            if state == LOST:
                 self._move(AWAY)
             return
-        state = reply["state"] if reply["id"] == message.id else IDLE
-        message.delivered = state == WORKING  # a site that does not know the message gets it once more
+        if state != LOST and (reply["id"] != message.id or state == IDLE):  # it does not know the message
+            message.tries += 1
+            state = IDLE if message.tries < MOST_TRIES else LOST
+        message.delivered = state == WORKING  # else the site gets it once more
         if state == ANSWERED:
             self._drop(message)
             answer = reply["answer"]
@@ -144,8 +149,8 @@ class Line:
 
 def is_sound(reply: Mapping[str, Any]) -> bool:
     """Whether a reply is what a site's relay of ours would send; what else runs there is the site's secret."""
-    number, state, answer = (reply.get(key) for key in ("id", "state", "answer"))
-    return type(number) is int and state in _STATES and isinstance(answer, bytes)
+    exchange, state, answer = (reply.get(key) for key in ("id", "state", "answer"))
+    return type(exchange) is int and state in _STATES and isinstance(answer, bytes)
 
 
 class ServerRelay(Controller):  # type: ignore[misc]  # nvflare has no types
