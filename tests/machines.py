@@ -76,11 +76,11 @@ class Machines:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def start(self, name: str, *words: str | Path) -> subprocess.Popen[bytes]:
+    def start(self, name: str, *words: str | Path, module: str = "fedmezo") -> subprocess.Popen[bytes]:
         """Start a command; its output goes to NAME.txt."""
         with (self.root / f"{name}.txt").open("ab") as log:
             process = subprocess.Popen(
-                _command(words),
+                _command(words, module),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -90,10 +90,10 @@ class Machines:
         self.started[name] = process
         return process
 
-    def start_site(self, kit: Kit) -> subprocess.Popen[bytes]:
+    def start_site(self, kit: Kit, module: str = "fedmezo") -> subprocess.Popen[bytes]:
         """Start a site with its client's share of the data, which `fedmezo partition` has written."""
         data = self.root / "shares" / f"client_{kit.client}.jsonl"
-        return self.start(kit.party, "site", kit.folder, "--data", data, "--model", self.base)
+        return self.start(kit.party, "site", kit.folder, "--data", data, "--model", self.base, module=module)
 
     def output(self, name: str) -> str:
         """What a started command has printed so far."""
@@ -140,8 +140,8 @@ def clients_of(line: dict[str, Any]) -> list[int]:
     return [part["client"] for part in line["clients"]]
 
 
-def _command(words: Sequence[str | Path]) -> list[str]:
-    return [sys.executable, "-m", "fedmezo", *map(str, words)]
+def _command(words: Sequence[str | Path], module: str = "fedmezo") -> list[str]:
+    return [sys.executable, "-m", module, *map(str, words)]
 
 
 def _command_line(process: psutil.Process) -> str:
