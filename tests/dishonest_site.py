@@ -14,8 +14,8 @@ from pathlib import Path
 from fedmezo.cli import main as command
 from fedmezo.federation.joining import is_setup
 from fedmezo.machines import worker
+from fedmezo.machines.settings import WorkerOptions
 from fedmezo.machines.site import Site
-from fedmezo.machines.worker import WorkerOptions
 from tests.attacks import WRONG
 
 ATTACKS_FILE = "attacks.txt"

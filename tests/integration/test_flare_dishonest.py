@@ -55,7 +55,7 @@ def test_the_run_ends_replays_and_names_who_cheats(machines: Machines, name: str
         changes["federate.round_deadline"] = DEADLINE
     attacks = machines.root / "shares" / ATTACKS_FILE
     attacks.write_text("".join(f"{attack}\n" for attack in RUNS[name]))
-    machines.run("serve", machines.server.folder, machines.config(name, **changes), seconds=400)
+    machines.run("serve", machines.server.folder, machines.config(name, **changes))
     journal = machines.journal(name)
     assert len(journal) == ROUNDS
     assert all([client for client in clients_of(line) if client != LIAR] == [0, 1] for line in journal)
