@@ -77,8 +77,14 @@ class Bowl:
         return torch.tensor([sum(row) / len(row) for row in rows], dtype=torch.float64)
 
 
+PLAIN = (
+    *("train.zo.estimator=two-point", "train.zo.queries=1", "train.zo.clip=0", "train.local_update_steps=20"),
+    "train.schedule.type=constant",
+)
+
+
 def bench_of(model: Bowl, *overrides: str) -> Bench:
-    config = load_config(None, ["dataloader.batch_size=1", "train.zo.clip=0", "train.zo.eps=0.001", *overrides]).config
+    config = load_config(None, [*PLAIN, "dataloader.batch_size=1", "train.zo.eps=0.001", *overrides]).config
     count = config.federate.client_num
     ids = np.arange(EXAMPLES)
     parts = tuple(np.array_split(ids, count))
@@ -172,7 +178,7 @@ def bursts(*afters: float) -> list[Burst]:
 
 
 def config_of(rounds: int) -> Config:
-    return load_config(None, [f"federate.total_round_num={rounds}"]).config
+    return load_config(None, [*PLAIN, f"federate.total_round_num={rounds}"]).config
 
 
 def test_the_advice_keeps_a_margin_that_grows_with_the_run() -> None:
@@ -210,13 +216,15 @@ def test_the_advised_configuration_loads_and_changes_nothing_else(tmp_path: Path
 
 def test_what_is_printed_names_every_value_and_its_reason() -> None:
     advice = tuple(advise(config_of(40), errors(), bursts(1.9, 1.5, 9.0), 10))
-    moments = StepMoments(slope=2.0, slope_error=0.1, power=4.0, curvature=5.0, resistance=20.0)
+    moments = StepMoments(slope=2.0, slope_error=0.1, power=4.0, curvature=5.0, resistance=20.0, noise=16.0)
     result = Calibration(tuple(errors()), moments, 3, tuple(bursts(1.9, 1.5, 9.0)), 10, 40, advice)
     text = io.StringIO()
     show(Console(file=text, width=160), result)
     for words in ("train.zo.eps", "train.optimizer.lr", "train.lr_width", "train.zo.queries", "sqrt(40/10)", "80.0%"):
         assert words in text.getvalue()
-    assert "it lowers the loss most at 0.3, up to 0.6" in text.getvalue()
+    assert "up to batches of 8, twice the batch takes half the steps; it lowers the loss most at 0.3" in text.getvalue()
+    unsure = step_in_words(replace(moments, slope_error=1.5), 3)
+    assert "twice the batch" not in unsure
     assert "no curvature" in step_in_words(replace(moments, resistance=-1.0), 3)
 
 

@@ -13,7 +13,6 @@ import yaml
 from fedmezo.errors import ConfigError
 
 CATALOGUE_FILE = Path(__file__).parent / "catalogue.yaml"
-QUICKSTART = "quickstart"
 ALL = "all"
 OF_THE_PAPER = ("small", "paper")
 """The scales of an item that names none."""
@@ -59,7 +58,7 @@ class Scale:
 
     name: str
     about: str
-    base: Path | None  # None is the bundled quickstart
+    base: Path
     seeds: int
     items: Mapping[str, ItemSpec]
 
@@ -73,7 +72,7 @@ def read_scale(name: str) -> Scale:
     """Every item at one scale."""
     content = _catalogue()
     scale = content["scales"][name]
-    base = None if scale["base"] == QUICKSTART else CATALOGUE_FILE.parent / str(scale["base"])
+    base = CATALOGUE_FILE.parent / str(scale["base"])
     wanted = {key: item for key, item in content["items"].items() if name in item.get("scales", OF_THE_PAPER)}
     items = {key: _item(key, item, name, content) for key, item in wanted.items()}
     return Scale(name, scale["about"], base, scale["seeds"], items)

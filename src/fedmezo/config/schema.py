@@ -435,7 +435,7 @@ class Train(Section):
     """How a client's rate follows from `train.optimizer.lr`, its losses, its updates or the size of the scalars."""
     schedule: RateSchedule = RateSchedule()
     trust: bool = False
-    """Leave out a round whose train loss jumps beyond what the last rounds explain, and halve the rate from then on."""
+    """Leave out a round whose train loss is twice that of the rounds before it, and halve the rate from then on."""
     lr_width: float = Field(5e-6, ge=0)
     """How far the strategies move the rate at most, alpha of the paper."""
     local_update_steps: int = Field(1, ge=1, le=MAX_STEPS)

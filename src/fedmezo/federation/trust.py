@@ -1,9 +1,9 @@
 """Trust in the rate: a round that makes the train loss jump is not taken, and the rate shrinks.
 
-A jump is a mean train loss beyond what the last rounds explain: their mean and spread. The reports of such a round get
-the weight 0, so that theta stays where it was, and every later rate is half as large. A second jump in a row is taken
-all the same, as the level from which further rounds are judged: the state itself may be what is bad. All of this
-follows from the journal's records, and what comes of it stands there as weights and rates.
+A jump is a mean train loss of twice the largest of the last rounds, or of half as much again as the run began with. The
+reports of such a round get the weight 0, so that theta stays where it was, and every later rate is half as large. A
+second jump in a row is taken all the same, as the level from which further rounds are judged: the state itself may be
+what is bad. All of this follows from the journal's records, and what comes of it stands there as weights and rates.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from fedmezo.records import RoundRecord
 WINDOW = 8
 """Rounds that a loss is judged by."""
 
-SPREADS = 4.0
-"""Standard deviations of their losses above their mean, and at least"""
-SMALLEST_JUMP = 0.25
-"""this share of the mean, that a loss may have."""
-FEWEST = 3
-"""With fewer rounds to judge by, a jump is a loss of twice their mean."""
+JUMP = 2.0
+"""Times the largest of their losses is a jump: the mean loss over a round's few batches varies by less."""
+
+WORST = 1.5
+"""Times the loss of the first round, which a run that learns never comes back to."""
 
 SHRINK = 0.5
 """What a jump leaves of the rate."""
@@ -33,22 +32,20 @@ class Trust:
 
     Args:
         share: of the rate.
+        first: mean train loss of the first round; infinite before it.
         losses: mean train losses of the last rounds that were taken, at most `WINDOW`, newest last.
         dropped: whether the last round was not taken.
     """
 
     share: float = 1.0
+    first: float = math.inf
     losses: tuple[float, ...] = ()
     dropped: bool = False
 
     @property
     def limit(self) -> float:
-        """The largest loss that the last rounds explain; infinite where there are none."""
-        if not self.losses:
-            return math.inf
-        mean = sum(self.losses) / len(self.losses)
-        spread = math.sqrt(sum((loss - mean) ** 2 for loss in self.losses) / len(self.losses))
-        return mean + max(SPREADS * spread, (SMALLEST_JUMP if len(self.losses) >= FEWEST else 1.0) * mean)
+        """The largest loss that is no jump; infinite in the first round."""
+        return min(JUMP * max(self.losses, default=math.inf), WORST * self.first)
 
     def takes(self, loss: float) -> bool:
         """Whether a round of this mean train loss is taken."""
@@ -59,7 +56,8 @@ class Trust:
         if not self.takes(loss):
             return replace(self, share=self.share * SHRINK, dropped=True)
         known = self.losses if loss <= self.limit else ()  # else the loss is a new level
-        return replace(self, losses=(*known, loss)[-WINDOW:], dropped=False)
+        first = loss if math.isinf(self.first) else self.first
+        return replace(self, first=first, losses=(*known, loss)[-WINDOW:], dropped=False)
 
 
 def train_loss(record: RoundRecord) -> float:

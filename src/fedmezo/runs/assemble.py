@@ -231,7 +231,7 @@ def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset, client
     compiled = _compiles_forward(config, model, dataset)
     if wanted == 1 and not compiled:
         return []
-    estimator = _bare_estimator(config)
+    estimator = bare_estimator(config)
     useful = estimator.losses_per_step * (config.federate.cohort_size if clients is None else clients)
     rows = config.dataloader.batch_size * estimator.passes // estimator.losses_per_step
     notices = model.use_lanes(2)
@@ -292,12 +292,12 @@ def finer_format(tuned: TunedModel) -> str:
 
 def clients_at_once(config: Config, model: LanguageModel) -> int:
     """How many clients fill the model's lanes."""
-    return max(1, model.lanes // _bare_estimator(config).losses_per_step)
+    return max(1, model.lanes // bare_estimator(config).losses_per_step)
 
 
 def planned_passes(config: Config) -> int:
     """Forward passes of the clients of all rounds, each over a whole batch."""
-    return _planned_steps(config) * _bare_estimator(config).passes
+    return _planned_steps(config) * bare_estimator(config).passes
 
 
 def _planned_steps(config: Config) -> int:
@@ -307,12 +307,12 @@ def _planned_steps(config: Config) -> int:
 
 def make_estimator(config: Config, model: LanguageModel) -> Estimator:
     """The zeroth-order clients' estimator."""
-    settings = replace(_bare_estimator(config).settings, noise=make_noise(config, model))
+    settings = replace(bare_estimator(config).settings, noise=make_noise(config, model))
     return estimator_of(config.train.zo.estimator, settings, config.dataloader.batch_size)
 
 
-def _bare_estimator(config: Config) -> Estimator:
-    """The estimator, whose noise is any."""
+def bare_estimator(config: Config) -> Estimator:
+    """The estimator as far as it counts losses and scalars; its noise is any."""
     zo, rows = config.train.zo, config.dataloader.batch_size
     scale_free = config.train.train_strategy == SCALE_FREE
     return estimator_of(zo.estimator, Settings(zo.scale, zo.queries, clip=zo.clip, scale_free=scale_free), rows)
@@ -333,7 +333,7 @@ def make_noise(config: Config, model: LanguageModel) -> Directions:
     """The directions, compiled as `train.compile` says; a client generates each of them, and so does the server."""
     zo, wanted = config.train.zo, config.train.compile
     if wanted == "auto" or _has_low_rank(config):
-        directions = 2 * _planned_steps(config) * _bare_estimator(config).directions
+        directions = 2 * _planned_steps(config) * bare_estimator(config).directions
         return directions_for(zo.noise, zo.rank, model.segments, directions, model.device)
     return Noise(zo.noise, compiled=wanted and compiles(zo.noise, model.device))
 

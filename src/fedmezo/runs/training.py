@@ -268,9 +268,8 @@ def round_metrics(record: RoundRecord, result: RoundResult) -> list[Metric]:
 
 def _jump(record: RoundRecord, trust: Trust) -> str:
     return (
-        f"round {record.round}: the train loss is {train_loss(record):.4g}, more than the {trust.limit:.4g} that the "
-        f"last rounds explain: the round is not taken, and rates are {trust.share:.3g} of what they would be "
-        "(train.trust)"
+        f"round {record.round}: the train loss jumps to {train_loss(record):.4g} (up to {trust.limit:.4g} would be no "
+        f"jump): the round is not taken, and rates are {trust.share:.3g} of what they would be (train.trust)"
     )
 
 

@@ -27,7 +27,7 @@ from fedmezo.data.shard import Indices, Shard
 from fedmezo.engines.simulation import Simulation
 from fedmezo.errors import ConfigError, TrainingError
 from fedmezo.federation.downlink import Downlink
-from fedmezo.federation.rates import FROZEN
+from fedmezo.federation.rates import FROZEN, SCALE_FREE
 from fedmezo.federation.round import ServerState, close_round_, initial_state, plan_round
 from fedmezo.models.language_model import LanguageModel
 from fedmezo.records import Batch
@@ -49,6 +49,7 @@ from fedmezo.zo.calibration import (
     split_errors,
     step_moments,
 )
+from fedmezo.zo.estimators.family import TWO_POINT
 from fedmezo.zo.noise import MAX_ROUNDS, MAX_SEED, SERVER, Purpose, Stream, permutation
 from fedmezo.zo.replay import perturb
 from fedmezo.zo.signal import LARGEST_NOISE, STEP_RATIO, Signal, measure_signal
@@ -235,7 +236,8 @@ def set_up(config: Config, console: Console) -> Bench:
     holdings = assemble.load_holdings(config, tuned.tokenizer, console)
     restored = config.federate.restore_from
     theta = tuned.model.read(Path(restored)) if restored else tuned.theta
-    train = config.train.model_copy(update={"train_strategy": FROZEN})
+    strategy = SCALE_FREE if config.train.train_strategy == SCALE_FREE else FROZEN
+    train = config.train.model_copy(update={"train_strategy": strategy, "trust": False})  # a rate is to show its limits
     other = config.model_copy(update={"seed": config.seed ^ MAX_SEED, "train": train})
     return Bench(
         other, tuned, holdings, assemble.make_shards(other, holdings, tuned.model.device), theta.to(tuned.model.device)
@@ -260,13 +262,13 @@ def measure(bench: Bench, console: Console, budget: int, deadline: float = math.
     rounds = burst_rounds(bench, budget - bench.effort.forward_passes)
     console.print(f"training at several rates, up to {rounds} rounds each", highlight=False)
     bursts = []
-    start = _first_rate(errors, moments, config.train.zo.clip)
+    start = _first_rate(errors, _size_of_scalars(config, moments))
     for burst in search_rate(lambda rate: run_burst(bench, eps, rate, rounds), start):
         bursts.append(burst)
         console.print(f"  rate {burst.rate:g}: {outcome(burst)}", highlight=False)
         if time.monotonic() > deadline and any(burst.lowers for burst in bursts):
             break
-    averaged = config.federate.cohort_size * config.train.zo.queries
+    averaged = config.federate.cohort_size * assemble.bare_estimator(config).directions
     total = config.federate.total_round_num
     return Calibration(
         errors=tuple(errors),
@@ -317,7 +319,7 @@ def burst_rounds(bench: Bench, budget: int) -> int:
     """How many rounds a burst may have, so that a search fits the budget; no more than the run has."""
     config = bench.config
     steps = sum(shard.num_batches for shard in bench.shards.values()) / len(bench.shards)
-    per_round = 2 * config.train.zo.queries * steps * config.federate.cohort_size
+    per_round = assemble.bare_estimator(config).passes * steps * config.federate.cohort_size
     evaluating = bench.effort.evaluations * bench.effort.judges / config.dataloader.batch_size / BATCHED
     rounds = int((budget / FULL_BURSTS - evaluating) / per_round)
     return max(1, min(config.federate.total_round_num, rounds))
@@ -374,16 +376,18 @@ def advise(config: Config, errors: Sequence[GradientError], bursts: Sequence[Bur
         why = f"lowest loss after {rounds} rounds"
     yield Advice("train.optimizer.lr", train.optimizer.lr, chosen, why)
     yield Advice("train.lr_width", train.lr_width, chosen / 2, "half the rate: the strategies then reach 1.5 times it")
-    number = config.federate.cohort_size * train.local_update_steps
-    why = f"a round averages {number} directions already; at equal forward passes more of them a step gain nothing"
-    yield Advice("train.zo.queries", train.zo.queries, 1, why)
+    if train.zo.estimator == TWO_POINT:
+        number = config.federate.cohort_size * train.local_update_steps
+        why = f"a round averages {number} directions already; at equal forward passes more of them a step gain nothing"
+        yield Advice("train.zo.queries", train.zo.queries, 1, why)
 
 
 def advised(config: Config, advice: Sequence[Advice]) -> Config:
     """The configuration with the recommended values."""
     value = {item.key: item.value for item in advice}
     changed = adjusted(config, eps=value["train.zo.eps"], rate=value["train.optimizer.lr"])
-    zo = changed.train.zo.model_copy(update={"queries": int(value["train.zo.queries"])})
+    queries = int(value.get("train.zo.queries", config.train.zo.queries))
+    zo = changed.train.zo.model_copy(update={"queries": queries})
     train = changed.train.model_copy(update={"zo": zo, "lr_width": value["train.lr_width"]})
     return changed.model_copy(update={"train": train})
 
@@ -423,8 +427,10 @@ def show(console: Console, result: Calibration) -> None:
 
 def step_in_words(moments: StepMoments, averaged: int) -> str:
     """What a single step does on average."""
-    best = moments.best_rate(averaged)
+    best, batch = moments.best_rate(averaged), moments.critical_batch
     noise = f"the gradient's square is {moments.slope:.2g} +/- {moments.slope_error:.1g}, g^2 is {moments.power:.2g}"
+    if batch is not None:
+        noise += f"; up to batches of {max(1.0, batch):.0f}, twice the batch takes half the steps"
     if best is None:
         return f"One step, averaged over {averaged}: {noise}; no curvature along random directions limits it yet."
     return f"One step, averaged over {averaged}: {noise}; it lowers the loss most at {best:.2g}, up to {2 * best:.2g}."
@@ -449,12 +455,19 @@ def _first_batches(bench: Bench) -> list[Sequence[Batch]]:
     return [shard.batches(MAX_ROUNDS - 1) for shard in bench.shards.values() if shard.num_examples]
 
 
-def _first_rate(errors: Sequence[GradientError], moments: StepMoments, clip: float) -> float:
+def _first_rate(errors: Sequence[GradientError], size: float) -> float:
     """The rate at which one local step goes as far as the largest eps up to which the loss is straight."""
     straight = [error.eps for error in errors if error.bias <= LARGEST_NOISE * error.signal]
-    g = min(math.sqrt(moments.power), clip or math.inf)
-    rate = max(straight, default=errors[0].eps) / g
+    rate = max(straight, default=errors[0].eps) / size
     return float(f"{rate:.0e}")  # halves of a short number are short
+
+
+def _size_of_scalars(config: Config, moments: StepMoments) -> float:
+    """The root mean square of the scalars that a rate is applied to."""
+    zo = config.train.zo
+    if zo.estimator != TWO_POINT or config.train.train_strategy == SCALE_FREE:
+        return 1.0
+    return min(math.sqrt(moments.power), zo.clip or math.inf)
 
 
 def _losses(bench: Bench, theta: Tensor, batch: Batch) -> Tensor:

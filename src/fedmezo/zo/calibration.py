@@ -81,6 +81,7 @@ class StepMoments:
         power: E[g^2] of a batch.
         curvature: E[z' A z], the trace of the Hessian.
         resistance: E[g^2 z' A z].
+        noise: E[g^2] of a single example, less the slope: the variance of its gradient.
     """
 
     slope: float
@@ -88,6 +89,15 @@ class StepMoments:
     power: float
     curvature: float
     resistance: float
+    noise: float
+
+    @property
+    def critical_batch(self) -> float | None:
+        """The batch whose noise equals the gradient's square; None where the gradient cannot be told from the noise.
+
+        Up to it, twice the batch takes half the steps; far beyond it, a larger batch saves none.
+        """
+        return self.noise / self.slope if self.slope > 2 * self.slope_error else None
 
     def change(self, rate: float, directions: int = 1) -> float:
         """Expected change of the loss by a step whose update averages over independent directions and batches.
@@ -125,6 +135,7 @@ def step_moments(plus: Tensor, minus: Tensor, base: Tensor, eps: float, batch_si
         power=float(power.mean()),
         curvature=float(along.mean()),
         resistance=float((power * along).mean()),
+        noise=max(0.0, float((single - pairs).mean())),
     )
 
 
