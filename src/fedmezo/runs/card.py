@@ -87,7 +87,13 @@ def card_of_log(header: Header, rounds: int) -> Card:
             "seed": header.seed,
             "llm": {"adapter": {"use": True, "args": [dict(header.adapter)]} if header.adapter else {"use": False}},
             "train": {
-                "zo": {"eps": header.eps, "queries": header.queries, "noise": header.noise, "rank": header.rank},
+                "zo": {
+                    "estimator": header.estimator,
+                    "eps": header.eps,
+                    "queries": header.queries,
+                    "noise": header.noise,
+                    "rank": header.rank,
+                },
                 **({"trainable": list(header.trainable)} if header.trainable else {}),
             },
         },
