@@ -1,6 +1,6 @@
 """Three thousand hostile files of each kind and thirty thousand hostile messages; python -m tests.fuzz_by_hand.
 
-    python -m tests.fuzz_by_hand [FILES] [MESSAGES] [SEED]
+    python -m tests.fuzz_by_hand [FILES] [MESSAGES] [SEED] [KIND ...]
 
 Each is read as a command reads it: it may be taken or refused by one of our own errors, within 5 s of processor time
 and with less than 1 GiB more memory than before. Anything else is printed with the number that makes it again.
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,17 +34,24 @@ class TooLong(BaseException):
     """Beyond the limit of time."""
 
 
-def main(files: int = 3000, messages: int = 30_000, seed: int = 0) -> int:
-    """Returns 1 if anything was neither taken nor refused."""
+def main(files: int = 3000, messages: int = 30_000, seed: int = 0, *, only: Sequence[str] = ()) -> int:
+    """Returns 1 if anything was neither taken nor refused.
+
+    Args:
+        files: of each kind.
+        messages: of all kinds together.
+        seed: of what is made.
+        only: names of kinds; all where none is given.
+    """
     wrong = 0
     logging.disable()  # a notice for each
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for kind in file_kinds(folder):
+        for kind in (kind for kind in file_kinds(folder) if not only or kind.name in only):
             wrong += fuzz(kind.name, files, seed, partial(_read_file, kind))
             kind.place.write_bytes(kind.content)
         kinds = message_kinds(folder)
-        for message in kinds:
+        for message in (kind for kind in kinds if not only or kind.name in only):
             wrong += fuzz(message.name, messages // len(kinds), seed, partial(_read_message, message))
     return int(wrong > 0)
 
@@ -116,4 +123,4 @@ def _too_long(_number: int, _frame: FrameType | None) -> None:
 signal.signal(signal.SIGPROF, _too_long)
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    sys.exit(main(*map(int, sys.argv[1:4]), only=sys.argv[4:]))

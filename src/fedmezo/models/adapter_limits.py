@@ -14,6 +14,7 @@ from typing import Any
 
 import regex
 import torch
+from peft import PeftConfig
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -39,6 +40,11 @@ _SIZES = (
     *("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules"),
 )
 _LARGEST_SIZE = 1 << 20
+_OF_SAVED = (
+    *(*_SIZES, *_PATTERNS, "rank_pattern", "alpha_pattern"),
+    *("layer_replication", "layers_pattern", "layers_to_transform", "megatron_config"),
+)
+"""Keys of a saved configuration that are looked at; it loads no tokenizer, and names Megatron's module in any case."""
 
 
 def within_limits(keys: Mapping[str, Any], base: PreTrainedModel) -> dict[str, Any]:
@@ -62,6 +68,17 @@ def within_limits(keys: Mapping[str, Any], base: PreTrainedModel) -> dict[str, A
     _resolve(checked, base)
     _bound_parameters(checked, base)
     return checked
+
+
+def bound_saved_(config: PeftConfig, base: PreTrainedModel) -> None:
+    """Hold the configuration of a saved adapter, which somebody else may have written, against the same limits.
+
+    Raises:
+        ModelError: see `within_limits`.
+    """
+    keys = {name: value for name in _OF_SAVED if (value := getattr(config, name, None)) is not None}
+    for name, value in within_limits(keys, base).items():
+        setattr(config, name, value)
 
 
 def _bound_sizes(keys: Mapping[str, Any]) -> None:

@@ -88,7 +88,7 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]
         Exception: whatever else transformers raises, of an architecture that it does not know for example.
     """
     _check(path, _metadata(path))
-    options: dict[str, Any] = {"gguf_file": path.name}
+    options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
     auto_model: Any = AutoModelForCausalLM  # what it returns with `output_loading_info` is not in its annotations
     with _damage_explained(path), redirect_stderr(io.StringIO()):  # tqdm's bar there cannot be turned off
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), padding_side="right", **options)

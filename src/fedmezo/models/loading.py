@@ -20,6 +20,7 @@ from transformers.utils import logging
 from fedmezo.errors import FedMeZOError, ModelError
 from fedmezo.models.foreign import brief
 from fedmezo.models.gguf import PACKAGE_PREFIX, file_in_package, hub_file, names_gguf, read_gguf
+from fedmezo.models.pickles import require_no_code
 from fedmezo.models.quantised import NONE, quantise_
 from fedmezo.models.vocabulary import grow_as_once
 
@@ -172,9 +173,13 @@ def _folder(source: str, cache: str | None) -> str | None:
 
 def _read_from(source: str, cache: str | None, dtype: torch.dtype, own_code: bool) -> tuple[Any, Any, dict[str, Any]]:
     common: dict[str, Any] = {"cache_dir": cache, "trust_remote_code": own_code}  # unset, transformers would ask
+    if Path(source).is_dir():
+        require_no_code(Path(source))
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="right", use_fast=True, **common)
     auto_model: Any = AutoModelForCausalLM  # what it returns with `output_loading_info` is not in its annotations
-    model, report = auto_model.from_pretrained(source, dtype=dtype, output_loading_info=True, **common)
+    model, report = auto_model.from_pretrained(
+        source, dtype=dtype, output_loading_info=True, weights_only=True, **common
+    )
     return tokenizer, model, report
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,6 +19,7 @@ from fedmezo.config import Config, load_config
 from fedmezo.data.prompt import ALPACA, Format, Prompts, prompts_for
 from fedmezo.errors import ModelError, RunError
 from fedmezo.federation.aggregate import SCALARS
+from fedmezo.models.adapter_limits import bound_saved_
 from fedmezo.models.checksum import check_adapter
 from fedmezo.models.fitness import require_causal
 from fedmezo.models.foreign import explained
@@ -26,6 +27,7 @@ from fedmezo.models.hardware import choose_device, choose_dtype
 from fedmezo.models.label_loss import LossPath, choose_path
 from fedmezo.models.language_model import LanguageModel
 from fedmezo.models.loading import load_base
+from fedmezo.models.pickles import require_no_code
 from fedmezo.models.quantised import NONE
 from fedmezo.models.vocabulary import settle_special_tokens
 from fedmezo.runs import assemble
@@ -256,9 +258,12 @@ def _plain_base(name: str, hardware: Hardware) -> tuple[PreTrainedModel, Any, tu
 
 def _with_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     check_adapter(folder)
+    require_no_code(folder)
     with warnings.catch_warnings(), explained(f"{folder}: PEFT cannot load this adapter"):
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # PEFT reads the old name
-        model: PeftModel = PeftModel.from_pretrained(base, str(folder))
+        config = PeftConfig.from_pretrained(str(folder))
+        bound_saved_(config, base)
+        model: PeftModel = PeftModel.from_pretrained(base, str(folder), config=config)
     return model.eval()
 
 
