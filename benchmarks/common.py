@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedmezo.models.causal_lm import CausalLM
+from fedmezo.models.quantised import int8_product, quantise_
 from fedmezo.records import IGNORE_LABEL, Batch
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -67,14 +68,15 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def base_model(shape: str, dtype: str, device: str) -> LlamaForCausalLM:
-    """A frozen LLaMA with random weights."""
+def base_model(shape: str, dtype: str, device: str, quantization: str = "none") -> LlamaForCausalLM:
+    """A frozen LLaMA with random weights, quantised or not."""
     config = LlamaConfig(**SHAPES[shape], max_position_embeddings=2048, use_cache=False)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(1)
         untyped: Any = LlamaForCausalLM
         model: LlamaForCausalLM = untyped._from_config(config, dtype=getattr(torch, dtype)).requires_grad_(False)
     model.train(False)
+    quantise_(model, quantization)
     return model
 
 
@@ -120,6 +122,32 @@ def plain_step(model: CausalLM, batch: Batch, seed: int) -> None:
             out = model.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels)
             return float(out.loss)
 
+    _two_points(perturb_, loss)
+
+
+def mezo_step(model: CausalLM, batch: Batch, seed: int) -> None:
+    """A step as MeZO's own trainer writes it: new tensors at each perturbation, and torch's generator seeded again."""
+    labels = batch.labels.to(batch.input_ids.device)
+
+    def perturb_(amount: float) -> None:
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            z = torch.normal(
+                mean=0, std=1, size=parameter.data.size(), device=parameter.data.device, dtype=parameter.data.dtype
+            )
+            parameter.data = parameter.data + z * amount
+
+    def loss() -> float:
+        model.network.train(False)
+        with torch.inference_mode():
+            out = model.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels)
+            return float(out.loss)
+
+    with torch.random.fork_rng():
+        _two_points(perturb_, loss)
+
+
+def _two_points(perturb_: Callable[[float], None], loss: Callable[[], float]) -> None:
     perturb_(EPS)
     plus = loss()
     perturb_(-2 * EPS)
@@ -129,12 +157,16 @@ def plain_step(model: CausalLM, batch: Batch, seed: int) -> None:
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
-    """How long a piece of work takes, the device's part included."""
+    """How long a piece of work takes, the device's part included.
+
+    With one thread on a CPU, by the processor's time: what else the machine does is then left out.
+    """
+    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     wait(device)
-    started = time.perf_counter()
+    started = clock()
     work()
     wait(device)
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def wait(device: str) -> None:
@@ -159,6 +191,13 @@ def matmul_flops(dtype: str, device: str, size: int = 1024) -> float:
     a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
     with torch.inference_mode():
         best = min(seconds(lambda: torch.mm(a, b), device) for _ in range(20))
+    return 2 * size**3 / best
+
+
+def int8_operations(device: str, size: int = 1024) -> float:
+    """Best rate of a product of int8 matrices with int32 sums, in operations a second."""
+    a, b = (torch.randint(-127, 128, (size, size), device=device, dtype=torch.int8) for _ in range(2))
+    best = min(seconds(lambda: int8_product(a, b), device) for _ in range(20))
     return 2 * size**3 / best
 
 
