@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -34,12 +35,18 @@ examples:
 """
 
 
+_TALKATIVE = ("torchao", "bitsandbytes", "torch.utils._pytree")
+"""Loggers of libraries that transformers imports wherever they are installed, and that say then what they lack."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0 done, 1 failure, 2 bad input, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0].startswith("--cfg"):  # as FederatedScope's main.py is called
         words.insert(0, "run")
     _replace_what_cannot_be_shown()
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     options = _parse(words)
     command: Command = options.command
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import subprocess
 import sys
 
 import pytest
@@ -165,6 +166,11 @@ def test_the_fingerprint_names_weights_and_scheme() -> None:
             base.model.layers[1].mlp.up_proj.scales[0] *= 2
             assert base_hash(base) not in hashes
     assert len(hashes) == 4
+
+
+def test_bitsandbytes_is_not_imported_before_it_is_needed() -> None:
+    code = "import fedmezo.models.adapters, sys; sys.exit('bitsandbytes' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_what_cannot_be_quantised_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
