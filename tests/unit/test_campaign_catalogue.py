@@ -81,3 +81,23 @@ def test_names() -> None:
         ConfigError, match=r"there is no item 'tabel6' \(did you mean table6\?\); there are all, table1"
     ):
         choose(scale, "tabel6")
+
+
+def test_every_figure_of_the_paper_has_its_items() -> None:
+    scale = read_scale("paper")
+    found = {number: [item.name for item in choose(scale, f"figure{number}")] for number in range(1, 11)}
+    assert found[1] == found[10] == ["convergence"]
+    assert found[7] == ["clients"]
+    with pytest.raises(ConfigError, match="there is no item 'figure11'"):
+        choose(scale, "figure11")
+
+
+def test_the_papers_text_where_it_differs_from_its_configurations() -> None:
+    found = plans("paper")
+    assert found["mu", "mu"].early_stop.patience == 30
+    assert found["rates", "rate"].early_stop.patience == 0
+    epoch = found["convergence", "Dolly-Meta, BP at the paper's rate, one epoch"].train
+    assert (epoch.batch_or_epoch, epoch.local_update_steps) == ("epoch", 1)
+    assert found["table8", "Dolly-Meta, 7B"].model.name == "meta-llama/Llama-2-7b-hf"
+    assert found["table8", "GSM8K-IID"].model.name == "openlm-research/open_llama_3b_v2"
+    assert "Dolly-Meta, 7B" not in {point.label for point in read_scale("small").items["table8"].points}

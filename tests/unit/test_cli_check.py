@@ -190,7 +190,7 @@ def test_a_name_in_a_folder_that_is_here_is_a_path(tmp_path: Path, monkeypatch: 
 
 
 def test_a_run_without_a_rate_hears_of_calibrate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    text = Path(TESTCASE).read_text().replace("  optimizer:\n    lr: 1e-5\n", "")
+    text = Path(TESTCASE).read_text().replace("    lr: 1e-5\n", "")
     (tmp_path / "c.yaml").write_text(text)
     for words, said in (([], True), (["train.optimizer.lr=1e-5"], False), (["train.optimizer.lr=auto"], False)):
         assert main(["check", str(tmp_path / "c.yaml"), *words]) == 0

@@ -34,3 +34,10 @@ def test_wilson_stays_within_bounds_and_agrees_with_a_known_case() -> None:
     assert [found.low, found.high] == pytest.approx([0.0179, 0.4042], abs=1e-4)
     assert share_interval(0, 4).low == 0.0
     assert share_interval(4, 4).high == 1.0
+
+
+def test_the_papers_intervals_are_narrower() -> None:
+    # t(2) = 2.920 at 90 %: 2.920 / sqrt(3) = 1.686
+    assert mean_interval([1.0, 2.0, 3.0], 90).half_width == pytest.approx(1.686, abs=1e-3)
+    values = [float(i % 2) for i in range(1000)]
+    assert mean_interval(values, 90).half_width == pytest.approx(1.645 * 0.50025 / math.sqrt(1000), rel=1e-4)

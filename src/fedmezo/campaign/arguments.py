@@ -38,8 +38,9 @@ def add_reproduce(commands: Commands) -> None:
     scales = ("small", "laptop", "paper")
     parser.add_argument("--scale", choices=scales, default="small", help="bundled, real small, or the paper's model")
     parser.add_argument("--model", metavar="NAME", help="another model (model.type)")
+    parser.add_argument("--larger-model", metavar="NAME", help="the larger model of table8 at the paper's scale")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of the data files")
-    parser.add_argument("--seeds", type=count, metavar="N", help="seeds of each point (3; paper: 1)")
+    parser.add_argument("--seeds", type=count, metavar="N", help="seeds of each point (3)")
     parser.add_argument("--jobs", type=count, metavar="N", help="runs at a time (small: one a core, paper: 1)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for everything (reproduction/SCALE)")
 
@@ -69,7 +70,7 @@ def _reproduce(options: argparse.Namespace) -> int:
             "fedmezo reproduce needs an item: `fedmezo reproduce --list` shows them, `all` is all of them"
         )
     from fedmezo.campaign.laptop import FOLDER, LAPTOP, MODEL_FILE, prepare
-    from fedmezo.campaign.reproduce import ReproduceRequest, reproduce
+    from fedmezo.campaign.reproduce import LARGER_MODEL, ReproduceRequest, reproduce
     from fedmezo.campaign.runs import usable_cores
 
     if options.scale == LAPTOP:
@@ -84,5 +85,6 @@ def _reproduce(options: argparse.Namespace) -> int:
         seeds=options.seeds,
         workers=options.jobs or (usable_cores() if options.scale == "small" else 1),
         out=options.out or Path("reproduction") / options.scale,
+        larger_model=options.larger_model or LARGER_MODEL,
     )
     return reproduce(request, Console())

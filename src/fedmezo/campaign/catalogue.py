@@ -27,6 +27,7 @@ class PointSpec:
     paper: Mapping[str, float]  # the paper's figures by the heading of their column
     loss: Mapping[int, float]  # the paper's loss by round
     downstream: Mapping[str, Sequence[float]]  # the paper's percentages by task, one for each round
+    is_larger: bool = False  # whether it is of the larger model that others are compared with
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class ItemSpec:
     against: tuple[str, ...]
     swept: str  # the key of the one number that differs between the points, or nothing
     downstream: DownstreamSpec | None
+    figures: tuple[int, ...]  # of the paper
     points: tuple[PointSpec, ...]
 
 
@@ -79,13 +81,15 @@ def read_scale(name: str) -> Scale:
 
 
 def choose(scale: Scale, name: str) -> list[ItemSpec]:
-    """The items that a name stands for: one of them, or all.
+    """The items that a name stands for: one of them, those of a figure of the paper (`figure6`), or all.
 
     Raises:
         ConfigError: there is no such item.
     """
     if name == ALL:
         return list(scale.items.values())
+    if of_figure := [item for item in scale.items.values() if name in (f"figure{number}" for number in item.figures)]:
+        return of_figure
     if name not in scale.items:
         close = "".join(f" (did you mean {match}?)" for match in get_close_matches(name, scale.items, n=1))
         raise ConfigError(f"there is no item {name!r}{close}; there are {', '.join([ALL, *scale.items])}")
@@ -108,6 +112,7 @@ def _item(name: str, item: Mapping[str, Any], scale: str, content: Mapping[str, 
         against=tuple(item.get("against", ())),
         swept=item.get("swept", ""),
         downstream=DownstreamSpec(tuple(downstream["rounds"]), downstream[scale]) if downstream else None,
+        figures=tuple(item.get("figures", ())),
         points=tuple(_point(p, scale, content) for p in item["points"] if scale in p.get("scales", (scale,))),
     )
 
@@ -118,7 +123,12 @@ def _point(point: Mapping[str, Any], scale: str, content: Mapping[str, Any]) -> 
     for part in (content["tasks"][task], content["methods"][point["method"]], point.get("set", {})):
         settings |= _at_scale(part, scale, content)
     return PointSpec(
-        point["label"], settings, point.get("paper", {}), point.get("loss", {}), point.get("downstream", {})
+        point["label"],
+        settings,
+        point.get("paper", {}),
+        point.get("loss", {}),
+        point.get("downstream", {}),
+        point.get("larger", False),
     )
 
 

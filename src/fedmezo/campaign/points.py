@@ -1,4 +1,4 @@
-"""One setting over its seeds: curves with their range, totals with their 95 % intervals."""
+"""One setting over its seeds: curves with their range, totals with their intervals."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class Point:
     folders: tuple[Path, ...]  # of the runs that came to their end, one for each seed
     runs: tuple[tuple[Metric, ...], ...]
     failures: tuple[str, ...] = ()
+    level: int = 95  # of the intervals, in per cent
 
     def curve(self, name: str) -> Curve:
         """A metric by round, over the rounds that every run has."""
@@ -67,7 +68,7 @@ class Point:
     def total(self, *names: str) -> Interval | None:
         """The sums of metrics over all rounds, together."""
         sums = [math.fsum(value for name in names for _, value in series(run, name)) for run in self.runs]
-        return mean_interval(sums) if sums else None
+        return mean_interval(sums, self.level) if sums else None
 
     def change(self, name: str) -> Interval | None:
         """The last value less the first, whose interval is free of how hard each seed's own examples are."""
@@ -84,14 +85,14 @@ class Point:
     def _of_each(self, name: str, choose: Callable[[list[float]], float]) -> Interval | None:
         by_run = [[value for _, value in series(run, name)] for run in self.runs]
         chosen = [float(choose(values)) for values in by_run if values]
-        return mean_interval(chosen) if chosen else None
+        return mean_interval(chosen, self.level) if chosen else None
 
 
-def read_point(label: str, folders: Sequence[Path], failures: Sequence[str] = ()) -> Point:
+def read_point(label: str, folders: Sequence[Path], failures: Sequence[str] = (), level: int = 95) -> Point:
     """The point of the finished runs in these folders.
 
     Raises:
         RunError: the metrics of one are damaged.
     """
     runs = tuple(tuple(read_metrics(folder / METRICS_FILE)) for folder in folders)
-    return Point(label, tuple(folders), runs, tuple(failures))
+    return Point(label, tuple(folders), runs, tuple(failures), level)

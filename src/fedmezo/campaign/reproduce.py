@@ -24,6 +24,9 @@ from fedmezo.results.summary import series
 from fedmezo.runs.directory import write_text
 
 PAPER_ROUNDS = 500
+PAPER_LEVEL = 90
+"""Of the paper's intervals, in per cent."""
+LARGER_MODEL = "meta-llama/Llama-2-7b-hf"
 RESULTS_PAGE = "results.md"
 
 
@@ -36,6 +39,7 @@ class ReproduceRequest:
         scale: `small` or `paper`.
         words: further `key=value` settings for every run.
         model: another model; None for the scale's.
+        larger_model: of the points that compare a larger model.
         data_root: folder of the data files; None for the scale's.
         seeds: seeds of each point; None for the scale's.
         workers: runs at a time.
@@ -50,6 +54,7 @@ class ReproduceRequest:
     seeds: int | None
     workers: int
     out: Path
+    larger_model: str = LARGER_MODEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,8 @@ def reproduce(request: ReproduceRequest, console: Console) -> int:
 
 def _plan(request: ReproduceRequest, scale: Scale, spec: PointSpec) -> _Plan:
     words = [f"{key}={json.dumps(value)}" for key, value in spec.settings.items()]
-    words += [f"model.type={request.model}"] if request.model else []
+    model = request.larger_model if spec.is_larger else request.model
+    words += [f"model.type={model}"] if model else []
     words += [f"data.root={request.data_root}"] if request.data_root else []
     config, _ = load_config(scale.base, [*words, *request.words])
     seeds = range(config.seed, config.seed + (request.seeds or scale.seeds))
@@ -119,7 +125,7 @@ def _write_item(
 def _point(plan: _Plan, failed: Mapping[Path, str]) -> Point:
     finished = [job.folder for job in plan.jobs if job.folder not in failed]
     texts = [f"seed {job.config.seed}: {failed[job.folder]}" for job in plan.jobs if job.folder in failed]
-    return read_point(plan.spec.label, finished, texts)
+    return read_point(plan.spec.label, finished, texts, PAPER_LEVEL)
 
 
 def _table(item: ItemSpec, plans: Sequence[_Plan], points: Sequence[Point], loss: str, preface: str) -> Table:
@@ -178,7 +184,9 @@ def _number(config: Config, key: str) -> float:
 
 def _write_page(request: ReproduceRequest, scale: Scale) -> None:
     """Write one page of every item that has been made in this folder."""
-    parts = [f"# Results at {scale.name} scale\n\nOn {scale.about}."]
+    parts = [
+        f"# Results at {scale.name} scale\n\nOn {scale.about}. ± is half of the {PAPER_LEVEL} % interval over seeds."
+    ]
     for item in scale.items.values():
         tables = [request.out / f"{item.name}{end}.md" for end in ("", "-downstream")]
         if not tables[0].exists():
