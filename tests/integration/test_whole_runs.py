@@ -1,0 +1,52 @@
+"""Runs that train a model's own parameters, by their commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.runs import CASES, MODEL_FILES, Runs
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def run(runs: Runs) -> Path:
+    return runs.run("whole", **CASES["all parameters"])
+
+
+def test_replay_and_the_published_log_give_the_same_model(runs: Runs, run: Path) -> None:
+    log, replayed, imported = (runs.root / name for name in ("whole.fmzl", "replayed", "imported"))
+    for words in (
+        ("replay", run, "--out", replayed),
+        ("export", run, "--as-log", log),
+        ("import", log, "--model", runs.root / "base", "--out", imported),
+    ):
+        code, output = runs.finish(*words)
+        assert code == 0, output
+    for name in MODEL_FILES:
+        content = (run / "model" / name).read_bytes()
+        assert (replayed / name).read_bytes() == content
+        assert (imported / name).read_bytes() == content
+    assert log.stat().st_size < (run / "model" / "model.safetensors").stat().st_size / 20
+    assert "AutoModelForCausalLM.from_pretrained" in (run / "model" / "README.md").read_text()
+
+
+def test_eval_shows_the_model_before_and_after(runs: Runs, run: Path) -> None:
+    code, output = runs.finish("eval", run, "--with-base", "--limit", "4")
+    assert code == 0, output
+    assert "tuned" in output
+    assert "base" in output
+    [line] = [line for line in output.splitlines() if "val_loss, loss" in line]
+    tuned, base = (part.split(" (")[0] for part in line.split(")  ")[1:])
+    assert tuned.strip() != base.strip()
+
+
+def test_there_is_no_adapter_to_merge(runs: Runs, run: Path) -> None:
+    code, output = runs.finish("merge", run, "--out", runs.root / "merged")
+    assert code == 2
+    assert "there is no adapter to fold" in output
