@@ -25,6 +25,8 @@ from fedmezo.models.label_loss import LossPath, choose_path, losses_agree, probe
 from fedmezo.models.quantised import rounding_of
 from fedmezo.records import IGNORE_LABEL, Batch, Segment
 
+_LORA_MATRICES = {f"lora_{name}.{ADAPTER_NAME}.weight" for name in "AB"}
+
 
 class LaneLora(nn.Module):
     """A LoRA layer whose A and B differ from lane to lane; the base layer's product is taken once over all rows.
@@ -32,7 +34,7 @@ class LaneLora(nn.Module):
     The low-rank product is in float32, as in PEFT: in half precision its own rounding would hide a perturbation of A.
     """
 
-    def __init__(self, layer: lora.Linear, segments: Mapping[str, Segment]) -> None:
+    def __init__(self, layer: lora.LoraLayer, segments: Mapping[str, Segment]) -> None:
         super().__init__()
         self.base_layer: nn.Module = layer.base_layer
         self.scaling: float = layer.scaling[ADAPTER_NAME]
@@ -260,7 +262,7 @@ def _prompts_of(prompt: nn.Module, indices: Tensor) -> Callable[..., Tensor]:
 def _laned(layer: nn.Module, segments: Mapping[int, Segment]) -> LaneLayer | None:
     """The laned form of an adapter's layer; None for any other module."""
     own = {name: segments[id(p)] for name, p in layer.named_parameters() if id(p) in segments}
-    if isinstance(layer, lora.Linear) and len(own) == 2:
+    if isinstance(layer, lora.LoraLayer) and own.keys() == _LORA_MATRICES:
         return LaneLora(layer, own)
     if isinstance(layer, ia3.Linear):
         return LaneIA3(layer, own)
