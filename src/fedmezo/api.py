@@ -32,7 +32,7 @@ from fedmezo.runs.directory import CONFIG_FILE
 from fedmezo.runs.experiment import new_folder, run_in
 from fedmezo.runs.given import HANDED_OVER, Given, Rows, given_examples
 from fedmezo.runs.journal import JOURNAL_FILE, Journal, read_journal
-from fedmezo.runs.own import Listener, Measure, Own, RoundEvent
+from fedmezo.runs.own import Listener, MakeEstimator, Measure, Own, RoundEvent
 from fedmezo.runs.placement import Here
 from fedmezo.runs.replay import replay as rebuild
 from fedmezo.runs.resume import resume as go_on
@@ -148,6 +148,7 @@ def run(
     *,
     splitter: Splitter | None = None,
     strategy: Offsets | None = None,
+    estimator: MakeEstimator | None = None,
     weigh: Weigh | None = None,
     metrics: Mapping[str, Measure] | None = None,
     on_round: Told = (),
@@ -163,6 +164,8 @@ def run(
         config: see `Settings`.
         splitter: who holds which share of each category, instead of `data.splitter`.
         strategy: offsets Phi of the clients' rates, instead of `train.train_strategy`.
+        estimator: makes the clients' estimator from `fedmezo.zo.estimators.protocol.Settings`; `train.zo.estimator`
+            still says where its scalars lead, so that the journal replays without it.
         weigh: the weight of each report in the average, instead of its number of examples.
         metrics: functions of (model, tokenizer), measured at each evaluation under their names.
         on_round: called with a `RoundEvent` after each round that is committed; one function, or several.
@@ -175,7 +178,7 @@ def run(
         KeyboardInterrupt: interrupted twice; interrupted once, the round in hand is finished and the run returned.
     """
     loaded = _load(config, keys)
-    own = _own(splitter, strategy, weigh, metrics, on_round, on_evaluation)
+    own = _own(splitter, strategy, estimator, weigh, metrics, on_round, on_evaluation)
     return _run(loaded, Here(own), quiet)
 
 
@@ -188,6 +191,7 @@ def tune(
     config: Settings = None,
     *,
     strategy: Offsets | None = None,
+    estimator: MakeEstimator | None = None,
     weigh: Weigh | None = None,
     metrics: Mapping[str, Measure] | None = None,
     on_round: Told = (),
@@ -209,6 +213,7 @@ def tune(
         test: rows that are evaluated besides.
         config: see `Settings`; None is the defaults, not the quickstart. What it says of model and data is not used.
         strategy: see `run`, as for all that is not here.
+        estimator: see `run`.
         weigh: see `run`.
         metrics: see `run`.
         on_round: see `run`.
@@ -222,7 +227,7 @@ def tune(
     """
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(f"tokenizer is a {type(tokenizer).__name__}; it must be a fast one (PreTrainedTokenizerFast)")
-    own = _own(None, strategy, weigh, metrics, on_round, on_evaluation)
+    own = _own(None, strategy, estimator, weigh, metrics, on_round, on_evaluation)
     place = Given(HandedBase(model, tokenizer), given_examples(clients, validation, test), own)
     if resume is not None:
         if config is not None or keys:
@@ -326,6 +331,7 @@ def _nested(config: str | Path | Mapping[str, Any]) -> dict[str, Any]:
 def _own(
     splitter: Splitter | None,
     strategy: Offsets | None,
+    estimator: MakeEstimator | None,
     weigh: Weigh | None,
     metrics: Mapping[str, Measure] | None,
     on_round: Told,
@@ -334,7 +340,7 @@ def _own(
     for name in metrics or {}:
         if name in EVENT_AND_UNIT or not name.isidentifier():
             raise ConfigError(f"metrics: {name!r} cannot be the name of a metric: it is taken, or no identifier")
-    return Own(splitter, strategy, weigh, metrics or {}, _listed(on_round), _listed(on_evaluation))
+    return Own(splitter, strategy, estimator, weigh, metrics or {}, _listed(on_round), _listed(on_evaluation))
 
 
 def _listed(listeners: Told) -> tuple[Callable[[RoundEvent], None], ...]:

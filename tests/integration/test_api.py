@@ -1,6 +1,9 @@
 """FedMeZO from Python: the commands' own results, with a program's objects where it has some."""
 
 import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fedmezo
 from fedmezo.errors import ConfigError, DataError, ModelError, RunError, TrainingError
+from fedmezo.zo.estimators.two_point import TwoPoint
 
 BUNDLED = Path(fedmezo.__file__).parent / "bundled"
 SHORT: dict[str, Any] = {
@@ -100,6 +104,24 @@ def test_parts_of_a_programs_own(tmp_path: Path) -> None:
         assert [part.weight for part in record.contributions] == [1.0, 0.0, 0.0]
         assert [round(part.rate, 3) for part in record.contributions] == [0.03, 0.01, 0.01]
     assert fedmezo.replay(run.folder) == run.journal.hashes[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Signs(TwoPoint):
+    """The sign of each projected gradient."""
+
+    def scalars(self, losses: Sequence[float]) -> tuple[float, ...] | None:
+        found = TwoPoint.scalars(self, losses)
+        return None if found is None else tuple(math.copysign(1.0, g) for g in found)
+
+
+def test_an_estimator_of_ones_own(tmp_path: Path) -> None:
+    run = small_run(tmp_path, estimator=Signs, **{"train.optimizer.lr": 0.001, "train.zo.clip": 0})
+    sent = {g for record in run.journal.records for part in record.contributions for g in part.scalars or ()}
+    assert sent == {1.0, -1.0}
+    assert fedmezo.replay(run.folder) == run.journal.hashes[-1]
+    with pytest.raises(ConfigError, match="has 2 directions a step"):
+        small_run(tmp_path / "more", estimator=lambda settings: Signs(replace(settings, queries=2)))
 
 
 class Halves:

@@ -24,6 +24,7 @@ from fedmezo.data.prompt import ALPACA, Prompts, prompts_for
 from fedmezo.data.shard import Schedule, Shard
 from fedmezo.data.sources import Reading, load_examples, without_rare_categories
 from fedmezo.data.splitters import Splitter, make_splitter
+from fedmezo.errors import ConfigError
 from fedmezo.federation.aggregate import ReportRules
 from fedmezo.federation.clients import ClientWork, FirstOrderClients, ZerothOrderClients
 from fedmezo.federation.course import Course
@@ -53,6 +54,7 @@ from fedmezo.runs.format import Header, server_line
 from fedmezo.runs.own import NOTHING, Own
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimators.family import make_estimator as estimator_of
+from fedmezo.zo.estimators.own import OwnScalars
 from fedmezo.zo.estimators.protocol import Estimator, Settings
 from fedmezo.zo.low_rank import LOW_RANK, directions_for
 from fedmezo.zo.noise import Directions, Noise, Purpose, Stream, compiles, words
@@ -311,6 +313,15 @@ def make_estimator(config: Config, model: LanguageModel) -> Estimator:
     return estimator_of(config.train.zo.estimator, settings, config.dataloader.batch_size)
 
 
+def _estimator_of_clients(named: Estimator, own: Own) -> Estimator:
+    if own.estimator is None:
+        return named
+    try:
+        return OwnScalars(own.estimator(named.settings), named)
+    except ValueError as error:
+        raise ConfigError(f"estimator: {error}") from error
+
+
 def bare_estimator(config: Config) -> Estimator:
     """The estimator as far as it counts losses and scalars; its noise is any."""
     zo, rows = config.train.zo, config.dataloader.batch_size
@@ -411,18 +422,18 @@ def check_optimizer(config: Config) -> None:
         make_optimizer(config).build([torch.zeros(1, 1, requires_grad=True)], config.train.optimizer.rate, num_steps=1)
 
 
-def make_work(config: Config, tuned: TunedModel) -> ClientWork:
+def make_work(config: Config, tuned: TunedModel, own: Own = NOTHING) -> ClientWork:
     """The clients' local steps.
 
     Raises:
-        ConfigError: the optimiser or scheduler does not take its keys.
+        ConfigError: the optimiser or scheduler does not take its keys; an estimator of a program's own does not fit.
     """
     train = config.train
     proximal = config.fedprox.mu if config.fedprox.use else 0.0
     if config.trainer.type == MEZO:
         return ZerothOrderClients(
             model=tuned.model,
-            estimator=make_estimator(config, tuned.model),
+            estimator=_estimator_of_clients(make_estimator(config, tuned.model), own),
             seed=config.seed,
             protocol=config.federate.protocol,
             lanes=tuned.model.lanes,

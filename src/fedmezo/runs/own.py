@@ -13,9 +13,13 @@ from fedmezo.data.splitters import Splitter
 from fedmezo.federation.rates import Offsets
 from fedmezo.federation.round import Weigh
 from fedmezo.results.metrics import Metric
+from fedmezo.zo.estimators.protocol import Estimator, Settings
 
 Measure: TypeAlias = Callable[[PreTrainedModel | PeftModel, PreTrainedTokenizerFast], float]
 """Measures the tuned model in evaluation mode; nothing of it may be changed."""
+
+MakeEstimator: TypeAlias = Callable[[Settings], Estimator]
+"""From the settings of `train.zo` to an estimator, such as the class of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,8 @@ class Own:
     Args:
         splitter: who holds which share of each category; see `data.splitters.Splitter`.
         strategy: the offsets that the rates follow from, as those in `federation.rates`.
+        estimator: makes the clients' estimator from eps, queries, noise and clip; `train.zo.estimator` still says
+            where its scalars lead, so that the journal replays without it.
         weigh: the weight of each usable report in the average.
         metrics: measured at each evaluation, by name.
         on_round: called after each round is committed to the journal.
@@ -54,6 +60,7 @@ class Own:
 
     splitter: Splitter | None = None
     strategy: Offsets | None = None
+    estimator: MakeEstimator | None = None
     weigh: Weigh | None = None
     metrics: Mapping[str, Measure] = field(default_factory=dict)
     on_round: Sequence[Listener] = ()

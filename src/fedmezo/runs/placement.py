@@ -90,7 +90,7 @@ class Here:
         """The simulation."""
         shards = assemble.make_shards(config, holdings, tuned.model.device)
         group = assemble.clients_at_once(config, tuned.model)
-        return Simulation(assemble.make_work(config, tuned), shards, downlink, group)
+        return Simulation(assemble.make_work(config, tuned, self.own), shards, downlink, group)
 
     def is_waiting(self) -> bool:
         """Never: the clients are here."""
