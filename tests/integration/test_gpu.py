@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedmezo.federation.course import hash_of
+from fedmezo.federation.server_optimizers import NO_MOMENTS, ServerOptimizer, server_step_
 from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.loading import load_base
 from fedmezo.records import Batch
@@ -32,6 +34,16 @@ def test_directions_and_replay_have_the_bits_of_the_cpu(noise: str, compiled: bo
     theta = torch.linspace(-1, 1, SIZE)
     on_gpu = apply_(theta.clone().cuda(), moves, Noise(noise, compiled))
     assert state_hash(on_gpu) == state_hash(apply_(theta, moves, Noise(noise)))
+
+
+@pytest.mark.parametrize("method", ["FedAvgM", "FedAdam", "FedYogi"])
+def test_the_servers_optimisers_have_the_bits_of_the_cpu(method: str) -> None:
+    theta, deltas = torch.linspace(-1, 1, 10_000), [torch.sin(torch.arange(10_000) * k) * 1e-3 for k in (1.1, 2.3, 3.7)]
+    on_gpu, moments, there = theta.clone().cuda(), NO_MOMENTS, NO_MOMENTS
+    for delta in deltas:
+        moments = server_step_(theta, delta, moments, ServerOptimizer(method, 0.1))
+        there = server_step_(on_gpu, delta.cuda(), there, ServerOptimizer(method, 0.1))
+        assert hash_of(on_gpu, there) == hash_of(theta, moments)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -80,7 +80,8 @@ def _quiet() -> Any:
 
 @pytest.mark.parametrize("strategy", ["random", "round-wise", "five-round", "model-diff"])
 def test_the_strategies_give_the_clients_different_rates(strategy: str, tmp_path: Path) -> None:
-    run_dir = run(tmp_path, f"train.train_strategy={strategy}", "federate.total_round_num=7", "eval.freq=0")
+    steady = ("train.schedule.type=constant", "train.trust=False")
+    run_dir = run(tmp_path, f"train.train_strategy={strategy}", "federate.total_round_num=7", "eval.freq=0", *steady)
     records = read_journal(run_dir / "journal.jsonl").records
     config = load_config(run_dir / "config.yaml").config
     rate, width = config.train.optimizer.rate, config.train.lr_width

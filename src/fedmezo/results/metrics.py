@@ -10,7 +10,7 @@ written as null, since JSON has no word for it, and read back as NaN; every othe
 | train   | rate                | 1          | each client, all  | learning rate of the round                          |
 | train   | skipped_steps       | 1          | each client, all  | local steps whose loss was not finite               |
 | train   | refused_reports     | 1          | all               | reports that the aggregation did not accept         |
-| train   | projected_gradient  | nats/token | each client, all  | mean of abs(g) over the local steps and queries     |
+| train   | projected_gradient  | nats/token | each client, all  | mean of abs of the scalars: of g, or normalised     |
 | eval    | val_loss, test_loss | nats/token | each client, all  | loss of the global model on that part               |
 | eval    | val_accuracy        | 1          | each client, all  | share of right answers among candidates             |
 | eval    | test_accuracy       | 1          | each client, all  | the same on the test part                           |
