@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from fedmezo.config import Config
+from fedmezo.models.gguf import PACKAGE_PREFIX, hub_file, names_gguf
 from fedmezo.models.loading import BUNDLED
 from fedmezo.results.summary import Row, Summary, summary_rows
 from fedmezo.runs.directory import write_text
@@ -112,8 +113,9 @@ def render_card(card: Card) -> str:
         "library_name": "peft" if card.is_adapter else "transformers",
         "pipeline_tag": "text-generation",
     }
-    if base == card.base and "/" in base:  # a hub name
-        head["base_model"] = base
+    on_hub = hub_file(base) if names_gguf(base) else (base, "")
+    if base == card.base and on_hub is not None and "/" in on_hub[0]:
+        head["base_model"] = on_hub[0]
     head["tags"] = ["fedmezo", "federated-learning", "zeroth-order"]
     table = "\n".join(f"| {row.heading} | {row.value} | {row.remark} |" for row in card.figures)
     settings = yaml.safe_dump(card.settings, sort_keys=False, allow_unicode=True).strip()
@@ -172,12 +174,28 @@ def _loading(base: str) -> str:
         return """from importlib.resources import files
 
 base = AutoModelForCausalLM.from_pretrained(str(files("fedmezo") / "bundled" / "base"))"""
+    if names_gguf(base):
+        return _loading_gguf(base)
     return f'base = AutoModelForCausalLM.from_pretrained("{base}")'
+
+
+def _loading_gguf(base: str) -> str:
+    """The same of a GGUF file: transformers takes its folder, or its repository, and its name."""
+    if base.startswith(PACKAGE_PREFIX):
+        package, _, file = base.removeprefix(PACKAGE_PREFIX).partition("/")
+        return f"""from importlib.util import find_spec
+
+folder = find_spec("{package}").submodule_search_locations[0]
+base = AutoModelForCausalLM.from_pretrained(folder, gguf_file="{file}")"""
+    folder, file = hub_file(base) or ("FOLDER_OF_THE_FILE", base)
+    return f'base = AutoModelForCausalLM.from_pretrained("{folder}", gguf_file="{file}")'
 
 
 def public_name(name: str) -> str:
     """A hub name as it is; of a folder or file on this machine, its last name alone."""
     path = PurePath(name)
+    if names_gguf(name) and (name.startswith(PACKAGE_PREFIX) or (hub_file(name) and not Path(name).exists())):
+        return name
     is_here = path.is_absolute() or name.startswith(("~", ".")) or Path(name).exists() or len(path.parts) > 2
     return path.name if is_here else name
 
