@@ -1,11 +1,11 @@
 """What a model reads of an example: the Alpaca template (Taori et al. 2023), a template of the user's, or a chat's.
 
-| an example of            | `alpaca`            | `template`                  | `chat`                  |
-|--------------------------|---------------------|-----------------------------|-------------------------|
-| instruction and answer   | the Alpaca template | the template                | a user's turn           |
-| prompt and completion    | the prompt as it is | the template                | a user's turn           |
-| turns                    | the model's own chat template, whatever `data.format` says |||
-| a text alone             | as it is, all of it counts |||
+| an example of          | `alpaca`            | `template`   | `chat`        |
+|------------------------|---------------------|--------------|---------------|
+| instruction and answer | the Alpaca template | the template | a user's turn |
+| prompt and completion  | the prompt as it is | the template | a user's turn |
+
+Turns go through the model's own chat template whatever `data.format` says; a text alone is taken as it is.
 
 `original` is `alpaca`, except that an example without an input has `None` for it, as FederatedScope's GSM8K prompts do.
 """
