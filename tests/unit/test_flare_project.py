@@ -128,10 +128,10 @@ def _config(folder: Path) -> Path:
 
 def test_sites_are_told_what_their_work_needs_and_nothing_else(tmp_path: Path) -> None:
     settings = shared_settings(load_config(_config(tmp_path)).config, "float32")
-    ours = {"seed", "federate", "fedprox", "data", "llm", "dataloader", "train", "grad", "trainer", "model"}
+    ours = {"seed", "federate", "fedopt", "fedprox", "data", "llm", "dataloader", "train", "grad", "trainer", "model"}
     assert set(settings) == ours
     assert set(settings["data"]) == {"format", "template"}
-    assert settings["federate"] == {"protocol": "scalars", "total_round_num": 50}
+    assert settings["federate"] == {"protocol": "scalars", "method": "FedAvg", "total_round_num": 50}
     assert settings["model"] == {"dtype": "float32", "quantization": None}
     assert "secret" not in str(settings)
 
