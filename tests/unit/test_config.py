@@ -293,7 +293,8 @@ def test_an_old_name_sets_the_key_that_it_stands_for(tmp_path: Path) -> None:
     assert notices[0].endswith("has no effect: it is an old name of dataloader.batch_size, and 64 sets nothing")
     text = message(tmp_path, SMALL, "data.batch_size=none")
     assert (
-        text == "override 'data.batch_size=none': dataloader.batch_size: got 'none'; needs a whole number of at least 1"
+        text
+        == "override 'data.batch_size=none': dataloader.batch_size: got 'none'; needs a whole number from 1 to 65536"
     )
 
 

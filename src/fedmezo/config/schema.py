@@ -47,6 +47,10 @@ MAX_QUERIES = 255
 MAX_CLIENTS = 2**32
 MAX_SEED = 2**64 - 1
 
+# Far above any use, and low enough that a server's settings cannot ask a site for terabytes.
+MAX_BATCH_SIZE = 2**16
+MAX_TOKENS = 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
@@ -329,7 +333,7 @@ class Adapter(Section):
 class Llm(Section):
     """The language model's input, output and adapter."""
 
-    tok_len: int = Field(128, ge=1)
+    tok_len: int = Field(128, ge=1, le=MAX_TOKENS)
     """Longest example in tokens; longer ones are cut on the right."""
     cache: Cache = Cache()
     chat: Chat = Chat()
@@ -339,7 +343,7 @@ class Llm(Section):
 class Dataloader(Section):
     """Batches."""
 
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=MAX_BATCH_SIZE)
     """Examples in a local step."""
 
 
