@@ -98,7 +98,7 @@ def test_parts_of_a_programs_own(tmp_path: Path) -> None:
         tmp_path,
         strategy=lambda _seed, _round, cohort, _histories: [1.0 if client == 0 else -1.0 for client in cohort],
         weigh=lambda reports: [1.0 if report.client == 0 else 0.0 for report in reports],
-        **{"train.optimizer.lr": 0.02, "train.lr_width": 0.01},
+        **{"train.optimizer.lr": 0.02, "train.lr_width": 0.01, "train.schedule.type": "constant"},
     )
     for record in run.journal.records:
         assert [part.weight for part in record.contributions] == [1.0, 0.0, 0.0]

@@ -80,8 +80,9 @@ class Cluster:
             nonlocal status
             assert self.session is not None
             meta = self.session.get_job_meta(number)
-            status = f"{meta['status']} {meta.get('job_deploy_detail', '')}"
-            return status.startswith("FINISHED") and reason in status
+            detail = meta.get("job_deploy_detail", "")
+            status = f"{meta['status']} {detail}"
+            return status.startswith("FINISHED") and bool(detail) and reason in status
 
         wait_until(ended, "the job's end")
         return status

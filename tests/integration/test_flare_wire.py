@@ -35,7 +35,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 def test_the_messages_can_be_seen(machines: Machines) -> None:
     """So that not seeing something else means something."""
     for proxy in machines.proxies.values():
-        assert all(kind in proxy.seen for kind in (b"FMZS\x01", b"FMZT\x01", b"FMZY\x01", b"FMZR\x01"))
+        assert all(kind in proxy.seen for kind in (b"FMZS\x02", b"FMZT\x02", b"FMZY\x02", b"FMZR\x02"))
 
 
 def test_no_example_and_no_path_of_a_site_leaves_it(machines: Machines) -> None:

@@ -84,7 +84,7 @@ def test_a_wrong_value_is_said_before_anything_runs(runs: Runs) -> None:
     out = runs.root / "wrong"
     code, output = runs.finish("sweep", str(runs.config(expname="base3")), "train.zo.eps=0.1,-1", "--out", str(out))
     assert code == 2
-    assert "train.zo.eps: got -1; needs a number above 0" in output
+    assert "train.zo.eps: got -1; needs auto, or a number above 0" in output
     assert not out.exists()
 
 

@@ -24,15 +24,15 @@ REFUSAL = RefusedTask(2, 5, Reason.OTHER_STATE, 3, "from there I cannot get to i
 
 def test_golden_messages() -> None:
     assert encode_setup(SETUP) == (
-        b"FMZS\x01"
+        b"FMZS\x02"
         + b"\x02\0\0\0"
         + b"\x05\0\0\0"
         + b"\xab" * 32
         + b"\xcd" * 32
         + b'{"seed":7,"train":{"zo":{"eps":0.001}}}'
     )
-    assert encode_ready(READY) == b"FMZY\x01" + b"\x02\0\0\0" + b"\xff" * 8 + b"\x13\0\0\0" + b"\x0a\0\0\0"
-    head = b"FMZN\x01" + b"\x02\0\0\0" + b"\x05\0\0\0" + b"\x02" + b"\x03\0\0\0\0\0\0\0"
+    assert encode_ready(READY) == b"FMZY\x02" + b"\x02\0\0\0" + b"\xff" * 8 + b"\x13\0\0\0" + b"\x0a\0\0\0"
+    head = b"FMZN\x02" + b"\x02\0\0\0" + b"\x05\0\0\0" + b"\x02" + b"\x03\0\0\0\0\0\0\0"
     assert encode_refusal(REFUSAL) == head + b"from there I cannot get to it"
 
 
@@ -50,7 +50,7 @@ def test_another_message_is_none_of_them() -> None:
 
 @pytest.mark.parametrize(
     "message",
-    [encode_ready(READY)[:-1], b"FMZY\x02" + encode_ready(READY)[5:], b"FMZN", encode_refusal(REFUSAL) + b"\xff"],
+    [encode_ready(READY)[:-1], b"FMZY\x01" + encode_ready(READY)[5:], b"FMZN", encode_refusal(REFUSAL) + b"\xff"],
 )
 def test_a_damaged_answer_is_an_error(message: bytes) -> None:
     with pytest.raises(RunError):

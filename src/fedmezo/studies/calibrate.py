@@ -54,6 +54,9 @@ from fedmezo.zo.noise import MAX_ROUNDS, MAX_SEED, SERVER, Purpose, Stream, perm
 from fedmezo.zo.replay import perturb
 from fedmezo.zo.signal import LARGEST_NOISE, STEP_RATIO, Signal, measure_signal
 
+EPS_TO_COUNT_WITH = 1e-3
+"""Of a configuration whose eps is to be measured: losses and scalars are counted with it, none is taken."""
+
 FORWARD_PASSES = 12_000
 """Budget by default: one or two minutes of a model whose forward pass takes 5 to 10 ms."""
 
@@ -237,7 +240,13 @@ def set_up(config: Config, console: Console) -> Bench:
     restored = config.federate.restore_from
     theta = tuned.model.read(Path(restored)) if restored else tuned.theta
     strategy = SCALE_FREE if config.train.train_strategy == SCALE_FREE else FROZEN
-    train = config.train.model_copy(update={"train_strategy": strategy, "trust": False})  # a rate is to show its limits
+    zo = (
+        config.train.zo
+        if config.train.zo.eps != AUTO
+        else config.train.zo.model_copy(update={"eps": EPS_TO_COUNT_WITH})
+    )
+    changed = {"train_strategy": strategy, "trust": False, "zo": zo}  # without trust a rate shows its limits
+    train = config.train.model_copy(update=changed)
     other = config.model_copy(update={"seed": config.seed ^ MAX_SEED, "train": train})
     return Bench(
         other, tuned, holdings, assemble.make_shards(other, holdings, tuned.model.device), theta.to(tuned.model.device)
