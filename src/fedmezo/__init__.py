@@ -6,6 +6,7 @@ when they are asked for, since the command reads and checks configurations witho
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,9 +20,8 @@ def __getattr__(name: str) -> Any:
     """PEP 562: a name of the Python API, on its first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fedmezo import api
-
-    return getattr(api, name)
+    import_module("fedmezo.models")  # first, since it keeps PEFT from importing what takes a second
+    return getattr(import_module("fedmezo.api"), name)
 
 
 def __dir__() -> list[str]:
