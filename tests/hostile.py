@@ -11,6 +11,7 @@ import io
 import json
 import math
 import random
+import sys
 import shutil
 import struct
 import zlib
@@ -106,7 +107,8 @@ def _near(value: Any, rng: random.Random) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
-        return rng.choice((value + 1, -value, value * 1000, value / 3, value * 10**9))
+        third = value / 3 if abs(value) < sys.float_info.max else value // 3
+    return rng.choice((value + 1, -value, value * 1000, third, value * 10**9))
     if isinstance(value, str):
         return rng.choice((value[:-1], value + value, value[::-1], value.upper(), value.replace("a", "b")))
     return value
