@@ -11,7 +11,6 @@ import io
 import json
 import math
 import random
-import sys
 import shutil
 import struct
 import zlib
@@ -107,8 +106,7 @@ def _near(value: Any, rng: random.Random) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
-        third = value / 3 if abs(value) < sys.float_info.max else value // 3
-    return rng.choice((value + 1, -value, value * 1000, third, value * 10**9))
+        return rng.choice((value + 1, -value, value * 1000, value / 3, value * 10**9))
     if isinstance(value, str):
         return rng.choice((value[:-1], value + value, value[::-1], value.upper(), value.replace("a", "b")))
     return value
