@@ -2,122 +2,122 @@
 
 Every method is run at four rates on the first seed, and at the best of them, that which needs the fewest forward passes
 to the lowest target that any rate reaches, on all seeds. With `--out FILE` every run is kept there, and not made again.
+Without targets (`--targets`) runs go to their end, and what is shown is the loss they end at, and the range of rates
+that end within 10 % of the lowest.
+
+    python -m benchmarks.convergence --out bundled.jsonl
+    python -m benchmarks.convergence --model smollm2 --out smollm2.jsonl --override data.root=FOLDER model.type=FILE
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.convergence.methods import METHODS, Method
-from benchmarks.convergence.task import set_up
+from benchmarks.convergence.cells import Cell, Kept, Key, race
+from benchmarks.convergence.methods import Method
+from benchmarks.convergence.shapes import SHAPES, Shape
+from benchmarks.convergence.task import Task, set_up
 
-TARGETS = (0.06, 0.04)
-MOST_PASSES = 4500
-"""A method that has not reached the lowest target by then is ended."""
-
-DIVERGED = 1.2
-"""So many times the first loss."""
+WITHIN = 1.1
+"""Times the lowest of the losses that rates end at: as good."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One run of a method."""
+class Bench:
+    """What was asked for, and the runs so far."""
 
-    method: str
-    rate: float
-    seed: int
-    reached: tuple[tuple[int, float, int] | None, ...]  # (passes, seconds, bytes) at each target
-    best: float
-    last: float
-    passes: int
+    def __init__(self, options: argparse.Namespace, shape: Shape) -> None:
+        self.shape = shape
+        self.options = options
+        self.targets: Sequence[float] = shape.targets if options.targets is None else options.targets
+        self.passes: int = options.passes or shape.passes
+        self.seeds: Sequence[int] = options.seeds or shape.seeds
+        self.kept = Kept(options.out)
+        self._tasks: dict[int, Task] = {}  # by seed, of the method in hand
+
+    def compare(self, name: str) -> None:
+        """Run a method and print its row."""
+        method, seed = self.shape.methods[name], self.seeds[0]
+        self._tasks.clear()
+        tried = [self.kept.cell(Key(name, rate, seed)) for rate in self.options.rates or method.rates]
+        drop_at = self.shape.drop_at if self.options.drop_at is None else self.options.drop_at
+        best = race(tried, lambda cell, goal: self._run(method, cell, goal), self.passes, drop_at, self.targets)
+        cells = [self.kept.cell(best.key._replace(seed=seed)) for seed in self.seeds]
+        for cell in cells:
+            self._run(method, cell, self.passes)
+        print(f"| {name} | {best.key.rate:g} of {_numbers(cell.key.rate for cell in tried)} | {self._row(cells)} |")
+        if not self.targets:
+            print(_range(tried), flush=True)
+
+    def _run(self, method: Method, cell: Cell, goal: int) -> None:
+        """Take a cell to so many passes, unless it is there, and keep it."""
+        if cell.is_done(goal, self.targets):
+            return
+        seed = cell.key.seed
+        if seed not in self._tasks:
+            overrides = [*self.options.override, *method.overrides, f"seed={seed}"]
+            self._tasks[seed] = set_up(self.shape.config, overrides)
+        cell.run_on(self._tasks[seed], method.walk, goal, self.targets, self.shape.every)
+        self.kept.keep(cell)
+        found = f"{self._reached(cell)}; best {cell.best:.4f}, last {cell.points[-1].loss:.4f}"
+        print(f"  {cell.key.method}, rate {cell.key.rate:g}, seed {seed}, {cell.passes} passes: {found}", flush=True)
+
+    def _row(self, cells: Sequence[Cell]) -> str:
+        found = [", ".join(_at(cell, target) for cell in cells) for target in self.targets]
+        return " | ".join([*found, ", ".join(f"{cell.last:.4f}" for cell in cells)])
+
+    def _reached(self, cell: Cell) -> str:
+        return ", ".join(_at(cell, target) for target in self.targets)
 
 
 def main() -> None:
     """Run what is asked for, and print the table."""
     options = _arguments()
-    runs = _kept(options.out)
-    for name in options.only or METHODS:
-        method, seed = METHODS[name], options.seeds[0]
-        tried = [_run(options, runs, name, method, rate, seed) for rate in method.rates]
-        best = min(tried, key=_merit).rate
-        for other in options.seeds[1:]:
-            _run(options, runs, name, method, best, other)
-        _show(options, name, [run for run in runs if (run.method, run.rate) == (name, best)], tried)
+    bench = Bench(options, SHAPES[options.model])
+    for name in options.only or bench.shape.methods:
+        bench.compare(name)
 
 
-def _run(options: argparse.Namespace, runs: list[Run], name: str, method: Method, rate: float, seed: int) -> Run:
-    """One run, unless it is kept."""
-    for run in runs:
-        if (run.method, run.rate, run.seed) == (name, rate, seed):
-            return run
-    task = set_up(options.config, [*options.override, *method.overrides, f"seed={seed}"])
-    start = task.loss(task.start)
-    losses, passes, seconds = [start], 0, 0.0
-    reached: list[tuple[int, float, int] | None] = [None] * len(options.targets)
-    begun = time.perf_counter()
-    for progress in method.walk(task, rate):
-        seconds += time.perf_counter() - begun  # evaluation is not counted
-        passes = progress.passes
-        losses.append(task.loss(progress.theta))
-        reached = [
-            found or ((passes, seconds, progress.sent) if losses[-1] <= target else None)
-            for found, target in zip(reached, options.targets, strict=True)
-        ]
-        if passes >= options.passes or all(reached) or not losses[-1] <= DIVERGED * start:
-            break
-        begun = time.perf_counter()
-    run = Run(name, rate, seed, tuple(reached), min(losses), losses[-1], passes)
-    runs.append(run)
-    if options.out is not None:
-        options.out.write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
-    print(f"  {name}, rate {rate:g}, seed {seed}: {_cells(run)}; best {run.best:.4f}, last {run.last:.4f}", flush=True)
-    return run
+def _at(cell: Cell, target: float) -> str:
+    point = cell.reached(target)
+    return f"{point.passes} ({point.seconds:.1f} s, {point.sent / 1000:.1f} kB)" if point else "-"
 
 
-def _merit(run: Run) -> tuple[float, ...]:
-    """What makes a rate better: passes to the lowest target, then to the one before it, then the lowest loss."""
-    return (*(found[0] if found else math.inf for found in reversed(run.reached)), run.best)
+def _range(cells: Sequence[Cell]) -> str:
+    """Which rates end as low as the best, up to `WITHIN`, in words."""
+    lowest = min(cell.last for cell in cells)
+    good = sorted(cell.key.rate for cell in cells if cell.last <= WITHIN * lowest)
+    ends = ", ".join(f"{cell.key.rate:g}: {cell.last:.4f}" for cell in sorted(cells, key=lambda cell: cell.key.rate))
+    if not math.isfinite(lowest):
+        return "  all diverged"
+    return (
+        f"  ends at {ends}; within 10 % of the lowest from {good[0]:g} to {good[-1]:g}, {good[-1] / good[0]:.3g} times"
+    )
 
 
-def _show(options: argparse.Namespace, name: str, runs: Sequence[Run], tried: Sequence[Run]) -> None:
-    rates = ", ".join(f"{run.rate:g}" for run in tried)
-    ordered = sorted(runs, key=lambda run: run.seed)
-    cells = " | ".join("; ".join(_cell(run, at) for run in ordered) for at in range(len(options.targets)))
-    print(f"| {name} | {runs[0].rate:g} of {rates} | {cells} |", flush=True)
-
-
-def _cells(run: Run) -> str:
-    return ", ".join(_cell(run, at) for at in range(len(run.reached)))
-
-
-def _cell(run: Run, at: int) -> str:
-    found = run.reached[at]
-    return f"{found[0]} ({found[1]:.1f} s, {found[2] / 1000:.1f} kB)" if found else "-"
-
-
-def _kept(out: Path | None) -> list[Run]:
-    if out is None or not out.exists():
-        return []
-    kept = json.loads(out.read_text())
-    return [Run(**{**run, "reached": tuple(found and tuple(found) for found in run["reached"])}) for run in kept]
+def _numbers(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", type=Path, metavar="FILE", help="another task than the quickstart's")
-    parser.add_argument("--override", nargs="*", default=[], metavar="KEY=VALUE", help="on top of it, for all methods")
-    parser.add_argument("--only", nargs="*", choices=METHODS, metavar="METHOD", help=f"of {', '.join(METHODS)}")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--targets", nargs="*", type=float, default=list(TARGETS), help="losses, the highest first")
-    parser.add_argument("--passes", type=int, default=MOST_PASSES, help="most forward passes of a run")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="keep the runs here")
-    return parser.parse_args()
+    parser.add_argument("--model", choices=SHAPES, default="bundled", help="which model and task")
+    parser.add_argument("--override", nargs="*", default=[], metavar="KEY=VALUE", help="of the task, for all methods")
+    parser.add_argument("--only", nargs="*", metavar="METHOD", help="some of the methods, by name")
+    parser.add_argument("--rates", nargs="*", type=float, help="other rates than the method's four")
+    parser.add_argument("--seeds", nargs="*", type=int)
+    parser.add_argument("--targets", nargs="*", type=float, help="losses, the highest first")
+    parser.add_argument("--passes", type=int, help="most forward passes of a run")
+    parser.add_argument("--drop-at", nargs="*", type=int, metavar="PASSES", help="after so many, leave half the rates")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="keep the runs here, a line each")
+    options = parser.parse_args()
+    known = SHAPES[options.model].methods
+    for name in options.only or ():
+        if name not in known:
+            parser.error(f"--only {name!r} is none of {', '.join(map(repr, known))}")
+    return options
 
 
 if __name__ == "__main__":

@@ -18,7 +18,16 @@ PASSES_OF_A_STEP_BACK = 3
 
 def configured(task: Task, rate: float) -> Iterator[Progress]:
     """The method of the task's own configuration, at another rate; ends where no report is usable."""
-    config = _with_rate(task.config, rate)
+    return _rounds(task, _with_rate(task.config, rate))
+
+
+def at_server_rate(task: Task, rate: float) -> Iterator[Progress]:
+    """The method of the task's own configuration, with another rate of the server's optimiser."""
+    fedopt = task.config.fedopt.model_copy(update={"lr_server": rate})
+    return _rounds(task, task.config.model_copy(update={"fedopt": fedopt}))
+
+
+def _rounds(task: Task, config: Config) -> Iterator[Progress]:
     federation = assemble.make_federation(config, task.model)
     rules = federation.rules
     downlink = Downlink(rules.protocol, rules.num_parameters, derivable=True)

@@ -5,7 +5,7 @@ Clients take part in every round, with as many local steps and the same batches 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,34 +19,50 @@ SEEDS = 4096
 PERTURBATIONS = 5
 """P of DeComFL, as its tables."""
 
+BYTES_A_WEIGHT = 4
+
+Estimate = Callable[[Tensor, Sequence[Batch], torch.Generator], tuple[Tensor, int]]
+"""From thetas (N, d) and a batch of each client to gradient estimates (N, d), and the forward passes they took."""
+
 
 def mezo_fedavg(task: Task, rate: float) -> Iterator[Progress]:
     """MeZO steps on each client, FedAvg of the weights (FedMeZO without scalars; 4 bytes a parameter each way)."""
-    theta, generator, eps = task.start, _generator(task), task.config.train.zo.scale
-    weights, passes, sent = _weights(task), 0, 0
-    for steps in _rounds(task):
+    return averaging(task, rate, two_point(task), BYTES_A_WEIGHT * len(task.start), once=True)
+
+
+def averaging(task: Task, rate: float, estimate: Estimate, size: int, *, once: bool = False) -> Iterator[Progress]:
+    """FedAvg of clients that follow their own estimates.
+
+    Args:
+        task: as in any method.
+        rate: of the clients.
+        estimate: of their gradients.
+        size: bytes of what a client sends, and is sent of each: of a step, or `once` a round.
+        once: see there.
+    """
+    theta, generator, weights, passes, sent = task.start, generator_of(task), weights_of(task), 0, 0
+    for steps in rounds_of(task):
         locals_ = theta.repeat(len(weights), 1)  # (N, d)
         for batches in steps:
-            z = torch.randn(locals_.shape, generator=generator)
-            g = (_losses(task, locals_ + eps * z, batches) - _losses(task, locals_ - eps * z, batches)) / (2 * eps)
-            locals_ -= rate * g[:, None] * z
-            passes += 2 * len(batches)
+            estimates, taken = estimate(locals_, batches, generator)
+            locals_ -= rate * estimates
+            passes += taken
         theta = weights @ locals_
-        sent += 2 * len(weights) * 4 * len(theta)
+        sent += 2 * len(weights) * size * (1 if once else len(steps))
         yield Progress(passes, sent, theta)
 
 
 def fedkseed(task: Task, rate: float) -> Iterator[Progress]:
     """FedKSeed (Qin et al., ICML 2024): directions from K seeds; what travels is the sum of g for each seed."""
-    theta, generator, eps = task.start, _generator(task), task.config.train.zo.scale
-    weights, passes, sent = _weights(task), 0, 0
-    for steps in _rounds(task):
+    theta, generator, eps = task.start, generator_of(task), task.config.train.zo.scale
+    weights, passes, sent = weights_of(task), 0, 0
+    for steps in rounds_of(task):
         locals_ = theta.repeat(len(weights), 1)
         sums: dict[int, float] = {}  # of weight x g, by seed
         for batches in steps:
             seeds = torch.randint(SEEDS, (len(weights),), generator=generator).tolist()
             z = torch.stack([_direction(seed, len(theta)) for seed in seeds])
-            g = (_losses(task, locals_ + eps * z, batches) - _losses(task, locals_ - eps * z, batches)) / (2 * eps)
+            g = _slopes(task, locals_, z, batches, eps)
             locals_ -= rate * g[:, None] * z
             for seed, value in zip(seeds, (weights * g).tolist(), strict=True):
                 sums[seed] = sums.get(seed, 0.0) + value
@@ -59,14 +75,14 @@ def fedkseed(task: Task, rate: float) -> Iterator[Progress]:
 
 def decomfl(task: Task, rate: float) -> Iterator[Progress]:
     """DeComFL (Li et al., ICLR 2025): all clients share P directions a step; what travels is g, averaged and back."""
-    theta, generator, eps = task.start, _generator(task), task.config.train.zo.scale
-    weights, passes, sent = _weights(task), 0, 0
-    for steps in _rounds(task):
+    theta, generator, eps = task.start, generator_of(task), task.config.train.zo.scale
+    weights, passes, sent = weights_of(task), 0, 0
+    for steps in rounds_of(task):
         locals_ = theta.repeat(len(weights), 1)
         for batches in steps:
             z = torch.randn(PERTURBATIONS, len(theta), generator=generator)
-            here = _losses(task, locals_, batches)
-            g = torch.stack([(_losses(task, locals_ + eps * one, batches) - here) / eps for one in z])  # (P, N)
+            here = losses_of(task, locals_, batches)
+            g = torch.stack([(losses_of(task, locals_ + eps * one, batches) - here) / eps for one in z])  # (P, N)
             locals_ -= rate / PERTURBATIONS * g.mT @ z
             theta = theta - rate / PERTURBATIONS * (g @ weights) @ z
             passes += (PERTURBATIONS + 1) * len(batches)
@@ -74,7 +90,17 @@ def decomfl(task: Task, rate: float) -> Iterator[Progress]:
         yield Progress(passes, sent, theta)
 
 
-def _rounds(task: Task) -> Iterator[list[list[Batch]]]:
+def two_point(task: Task) -> Estimate:
+    """The estimate of MeZO: g z, with one direction for each client."""
+
+    def estimate(locals_: Tensor, batches: Sequence[Batch], generator: torch.Generator) -> tuple[Tensor, int]:
+        z = torch.randn(locals_.shape, generator=generator)
+        return _slopes(task, locals_, z, batches, task.config.train.zo.scale)[:, None] * z, 2 * len(batches)
+
+    return estimate
+
+
+def rounds_of(task: Task) -> Iterator[list[list[Batch]]]:
     """For each round, for each step, a batch of every client."""
     index = 0
     while True:
@@ -83,17 +109,25 @@ def _rounds(task: Task) -> Iterator[list[list[Batch]]]:
         index += 1
 
 
-def _weights(task: Task) -> Tensor:
-    counts = torch.tensor([1.0] * len(task.shards))  # as many steps of as many examples each
-    return counts / counts.sum()
+def weights_of(task: Task) -> Tensor:
+    """The weight of each client (N,): equal, since all take as many steps of as many examples."""
+    return torch.full((len(task.shards),), 1 / len(task.shards))
 
 
-def _losses(task: Task, thetas: Tensor, batches: Sequence[Batch]) -> Tensor:
+def losses_of(task: Task, thetas: Tensor, batches: Sequence[Batch]) -> Tensor:
+    """The loss of each theta (n, d) on its batch, (n,)."""
     return task.model.losses(thetas, batches).clone()
 
 
-def _generator(task: Task) -> torch.Generator:
+def generator_of(task: Task) -> torch.Generator:
+    """Random numbers of a run's seed."""
     return torch.Generator().manual_seed(task.config.seed + 1)
+
+
+def _slopes(task: Task, thetas: Tensor, z: Tensor, batches: Sequence[Batch], eps: float) -> Tensor:
+    """The two-point g of each client (N,) along its z (N, d)."""
+    plus, minus = losses_of(task, torch.cat([thetas + eps * z, thetas - eps * z]), [*batches, *batches]).chunk(2)
+    return (plus - minus) / (2 * eps)
 
 
 def _direction(seed: int, size: int) -> Tensor:
