@@ -95,7 +95,7 @@ class Bench:
             except TrainingError:
                 return float("inf"), refused
             refused += len(record.refusals)
-            engine.close_round(record)
+            engine.close_round(plan, record)
         test = self.holdings.partition.parts["test"]
         return evaluate(self.tuned.model, state.theta, self.holdings.dataset, test).value, refused
 

@@ -42,7 +42,7 @@ def _rounds(task: Task, config: Config) -> Iterator[Progress]:
             state, record = close_round_(federation, state, plan, result.reports)
         except TrainingError:
             return
-        engine.close_round(record)
+        engine.close_round(plan, record)
         passes += per_batch * result.num_batches
         sent += sum(result.bytes_up.values()) + sum(result.bytes_down.values())
         yield Progress(passes, sent, state.theta)

@@ -151,6 +151,13 @@ class RoundPlan:
     cohort: tuple[int, ...]
     rates: tuple[float, ...]  # one per member of the cohort, of 16 significant bits
     size: float = 0.0  # of a scalar so far, of 16 significant bits, where the rates are scale-free; 0 if none is known
+    groups: tuple[int, ...] = ()  # the direction group of each member; empty where each has directions of its own
+
+    def tasks(self) -> list[ClientTask]:
+        """The work of each member, in the cohort's order."""
+        groups = self.groups or (None,) * len(self.cohort)
+        members = zip(self.cohort, self.rates, groups, strict=True)
+        return [ClientTask(self.round, client, rate, self.size, group) for client, rate, group in members]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +168,12 @@ class ClientTask:
     client: int
     rate: float
     size: float = 0.0  # see `RoundPlan`
+    group: int | None = None  # whose directions it shares; None for directions of its own
+
+    @property
+    def owner(self) -> int:
+        """Whose directions it goes along: the streams' client word."""
+        return self.client if self.group is None else self.group
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,6 +206,18 @@ class Contribution:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupSum:
+    """What the clients of a direction group did together in a closed round: all that is kept of them."""
+
+    group: int
+    clients: int  # that are in the sum
+    weight: int  # of them together: examples, or clients where all weigh the same
+    train_loss: float  # their mean by weight
+    skipped_steps: int
+    coefficients: tuple[float, ...]  # of each direction: sum of weight x rate x scalar, of 16 significant bits
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A report that the aggregation did not accept, and why."""
 
@@ -202,10 +227,29 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """A closed round: with the state before it, enough to compute the state after it."""
+    """A closed round: with the state before it, enough to compute the state after it.
+
+    Where directions are shared, the record has groups and neither cohort nor contributions: it is as long for ten
+    clients as for a million. The cohort follows from the run's seed and the round.
+    """
 
     round: int
     cohort: tuple[int, ...]
     contributions: tuple[Contribution, ...]
     refusals: tuple[Refusal, ...]
     state_hash: str  # SHA-256 of theta after the round, as little-endian float32
+    groups: tuple[GroupSum, ...] = ()
+    common_rate: float = 0.0  # of all clients, where there are groups
+
+    @property
+    def num_coefficients(self) -> int:
+        """Along how many directions the round goes."""
+        own = sum(len(part.scalars or ()) for part in self.contributions)
+        return own + sum(len(part.coefficients) for part in self.groups)
+
+    @property
+    def is_void(self) -> bool:
+        """Whether the round was not taken: nothing that was reported has any weight in it."""
+        return not any(part.weight for part in self.contributions) and not any(
+            coefficient for part in self.groups for coefficient in part.coefficients
+        )

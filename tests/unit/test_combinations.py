@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from fedmezo.federation.course import Course, hash_of
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.messages import CatchUp, decode_task, encode_task
 from fedmezo.federation.rates import SCALE_FREE, RateStrategy
+from fedmezo.federation.robust import RULES
 from fedmezo.federation.round import Federation, ServerState, close_round_, initial_state, plan_round
 from fedmezo.federation.schedule import RateSchedule
 from fedmezo.federation.server_optimizers import NO_MOMENTS, ServerOptimizer, moment_names
@@ -48,6 +50,9 @@ class Choices:
     schedule: str
     server: str
     cohort: int
+    groups: int
+    aggregation: str
+    equal: bool
 
     def federation(self) -> Federation:
         scale_free = self.strategy == SCALE_FREE
@@ -57,9 +62,11 @@ class Choices:
             num_clients=CLIENTS,
             cohort_size=self.cohort,
             min_clients=1,
-            equal_weights=False,
+            equal_weights=self.equal,
             strategy=RateStrategy(self.strategy, 0.01, 0.004),
-            rules=ReportRules("scalars", make_estimator(self.estimator, chosen, rows=2), 2, SIZE),
+            rules=ReportRules("scalars", make_estimator(self.estimator, chosen, rows=2), 2, SIZE, most_examples=4),
+            groups=self.groups,
+            aggregation=self.aggregation,
             segments=toy_segments(),
             schedule=RateSchedule(self.schedule, ROUNDS, warmup_rounds=1, floor=0.1, step_rounds=2),
             server=ServerOptimizer(self.server, 0.5, 0.9, 0.99, 1e-3),
@@ -76,6 +83,7 @@ class Choices:
             estimator=self.estimator,  # type: ignore[arg-type]  # one of three
             batch_size=2,
             scale_free=self.strategy == SCALE_FREE,
+            direction_groups=self.groups,
             server_optimizer=server_line(self.federation().server),
             base="toy",
             base_hash="00" * 32,
@@ -89,17 +97,28 @@ class Choices:
         )
 
 
-choices = st.builds(
-    Choices,
+def choices_of(groups: int, strategies: list[str], aggregations: list[str]) -> st.SearchStrategy[Choices]:
+    return st.builds(
+        Choices,
+        groups=st.just(groups),
+        aggregation=st.sampled_from(aggregations),
+        strategy=st.sampled_from(strategies),
+        **ANY,
+    )
+
+
+ANY: dict[str, st.SearchStrategy[Any]] = dict(
     estimator=st.sampled_from(["two-point", "one-sided", "per-example"]),
     queries=st.sampled_from([1, 3]),
     noise=st.sampled_from(["gaussian", "rademacher"]),
     clip=st.sampled_from([0.0, 0.5]),
-    strategy=st.sampled_from(["frozen", "random", "round-wise", "five-round", "model-diff", "scale-free"]),
     schedule=st.sampled_from(["constant", "linear", "cosine", "step"]),
     server=st.sampled_from(["FedAvg", "FedAvgM", "FedAdam", "FedYogi"]),
     cohort=st.sampled_from([2, CLIENTS]),
+    equal=st.booleans(),
 )
+own = choices_of(0, ["frozen", "random", "round-wise", "five-round", "model-diff", "scale-free"], ["mean"])
+one_group, two_groups = (choices_of(groups, ["frozen", "random"], ["mean", *RULES]) for groups in (1, 2))
 
 
 def train(federation: Federation, state: ServerState, rounds: int) -> tuple[list[ServerState], list[RoundRecord]]:
@@ -127,7 +146,7 @@ def same(state: ServerState, expected: ServerState) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(choices)
+@given(own | one_group | two_groups)
 def test_every_way_back_to_a_state_gives_its_bits(chosen: Choices) -> None:
     federation, header = chosen.federation(), chosen.header()
     states, records = train(federation, initial_state(START.clone()), ROUNDS)
@@ -167,10 +186,11 @@ def caught_up(course: Course, states: list[ServerState], records: list[RoundReco
     """A client that knows a state, or is sent one, follows the rounds as they are sent."""
     known = states[STOPPED_AFTER]
     vectors = tuple(known.moments[name] for name in sorted(known.moments))
-    _, _, sent = decode_task(encode_task(ClientTask(0, 0, 0.5), known.hash, CatchUp((), known.theta, vectors)))
+    task = ClientTask(0, 0, 0.5, group=0 if records[0].groups else None)
+    _, _, sent = decode_task(encode_task(task, known.hash, CatchUp((), known.theta, vectors)))
     assert sent.theta is not None
     theta, moments = sent.theta, dict(zip(moment_names(course.server), sent.moments, strict=True))
     way = CatchUp(tuple(records[STOPPED_AFTER:]))
-    for record in decode_task(encode_task(ClientTask(0, 0, 0.5), known.hash, way))[2].records:
+    for record in decode_task(encode_task(task, known.hash, way))[2].records:
         moments = dict(course.advance_(theta, moments, record))
     assert hash_of(theta, moments) == states[-1].hash

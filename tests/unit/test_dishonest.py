@@ -129,7 +129,7 @@ def play(attack: Attack, protocol: str = "scalars", *, flaps: bool = False, roun
         plan = plan_round(chosen, state, engine.barred(state.round))
         result = engine.run_round(plan, state)
         state, record = close_round_(chosen, state, plan, result.reports, result.refusals)
-        engine.close_round(record)
+        engine.close_round(plan, record)
         records.append(record)
     return Outcome(state, records, stage.now)
 
@@ -232,7 +232,7 @@ def test_a_slow_client_takes_part_when_it_can() -> None:
         plan = plan_round(chosen, state, engine.barred(state.round))
         result = engine.run_round(plan, state)
         state, record = close_round_(chosen, state, plan, result.reports, result.refusals)
-        engine.close_round(record)
+        engine.close_round(plan, record)
         took_part.append(LIAR in [part.client for part in record.contributions])
     assert took_part[0]
     assert not any(took_part[1:100])

@@ -168,7 +168,7 @@ class Rig:
         plan = plan_round(federation(), self.state)
         result = self.engine.run_round(plan, self.state)
         self.state, record = close_round_(federation(), self.state, plan, result.reports)
-        self.engine.close_round(record)
+        self.engine.close_round(plan, record)
         self.records.append(record)
         return [part.client for part in record.contributions]
 
@@ -196,7 +196,7 @@ def simulated(rounds: int) -> tuple[ServerState, list[RoundRecord]]:
     for _ in range(rounds):
         plan = plan_round(federation(), state)
         state, record = close_round_(federation(), state, plan, engine.run_round(plan, state).reports)
-        engine.close_round(record)
+        engine.close_round(plan, record)
         records.append(record)
     return state, records
 

@@ -315,7 +315,7 @@ def test_lines_of_the_same_length_from_another_run_are_seen(path: Path, tmp_path
 
 def test_another_format_version_is_named(path: Path) -> None:
     header, _, rest = path.read_bytes().partition(b"\n")
-    path.write_bytes(header.replace(b'"format":2', b'"format":7') + b"\n" + rest)
+    path.write_bytes(header.replace(b'"format":3', b'"format":7') + b"\n" + rest)
     with pytest.raises(RunError, match="journal format 7 was written by another version of fedmezo; this one reads"):
         read_journal(path)
 

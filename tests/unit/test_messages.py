@@ -64,7 +64,7 @@ def test_a_task_message_reads_back_and_has_the_announced_size(rounds: int, clien
         CatchUp(tuple(record(r, clients, scalars) for r in range(rounds))),
     )
     data = encode_task(task, HASH, way)
-    assert len(data) == task_size(way)
+    assert len(data) == task_size(task, way)
     read_task, read_hash, read_way = decode_task(data)
     assert (read_task.round, read_task.client, read_hash) == (9, 4, HASH)
     assert read_way.records == way.records
@@ -73,8 +73,9 @@ def test_a_task_message_reads_back_and_has_the_announced_size(rounds: int, clien
 
 def test_a_snapshot_task_carries_theta() -> None:
     theta = torch.linspace(-1, 1, 11)
-    data = encode_task(ClientTask(1, 0, 0.5), HASH, CatchUp(theta=theta))
-    assert len(data) == task_size(CatchUp(theta=theta))
+    task = ClientTask(1, 0, 0.5)
+    data = encode_task(task, HASH, CatchUp(theta=theta))
+    assert len(data) == task_size(task, CatchUp(theta=theta))
     assert torch.equal(decode_task(data)[2].theta, theta)  # type: ignore[arg-type]  # it is set
 
 

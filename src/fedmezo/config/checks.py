@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from string import Formatter
-from typing import Any, NamedTuple
+from typing import Any
 
+from fedmezo.config.conflict import Conflict
 from fedmezo.config.schema import AUTO, MAX_QUERIES, Adapter, Config, Optimizer, RateSchedule, Scheduler, Zo
-
-
-class Conflict(NamedTuple):
-    """Keys that do not go together. The first of them that the user gave is where the message points."""
-
-    keys: tuple[str, ...]
-    text: str
+from fedmezo.config.sharing import sharing_conflicts
 
 
 def conflicts(config: Config) -> Iterator[Conflict]:
@@ -24,6 +19,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
         yield from check(config)
     for check in (_answers, _automatic):
         yield from check(config)
+    yield from sharing_conflicts(config)
 
 
 def _rates(config: Config) -> Iterator[Conflict]:

@@ -21,6 +21,7 @@ Split = Literal["val", "test"]
 Strategy = Literal["frozen", "random", "round-wise", "five-round", "model-diff", "scale-free"]
 Protocol = Literal["scalars", "weights"]
 Method = Literal["FedAvg", "FedAvgM", "FedAdam", "FedYogi"]
+Aggregation = Literal["mean", "median", "trimmed-mean", "krum", "sign-vote"]
 EstimatorName = Literal["two-point", "one-sided", "per-example"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Noise = Literal["gaussian", "rademacher", "low-rank"]
@@ -160,6 +161,10 @@ class Federate(Section):
     """How the server combines the reports: their average, or the average as a gradient for an optimiser of its own."""
     ignore_weight: bool = False
     """Give every client of a round the same weight, whatever it has processed."""
+    direction_groups: int = Field(0, ge=0, lt=MAX_CLIENTS)
+    """Groups of clients that share directions, dealt anew each round: only sums matter. 0: each client has its own."""
+    aggregation: Aggregation = "mean"
+    """How the scalars of a group become one for each direction; all but the mean bear up to a third of liars."""
     save_to: str = ""
     """Also write the final adapter here; empty is the run directory alone."""
     save_freq: int = Field(-1, ge=-1)

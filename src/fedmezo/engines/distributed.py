@@ -69,6 +69,7 @@ class _Round:
 
     plan: RoundPlan
     state: ServerState
+    tasks: Mapping[int, ClientTask]
     pending: set[int] = field(default_factory=set)  # have been sent their task
     done: set[int] = field(default_factory=set)  # reported, or refused for good
     refusals: dict[int, int] = field(default_factory=dict)  # how often each client has said no
@@ -127,6 +128,7 @@ class Distributed:
         self._bytes_up: dict[int, int] = {}
         self._quiet_seconds = 0.0
         self._round: _Round | None = None
+        self._reported: list[int] = []  # in the last round
 
     @property
     def is_waiting(self) -> bool:
@@ -144,7 +146,7 @@ class Distributed:
         Raises:
             RunError: so many clients cannot take part at all that the rest are too few.
         """
-        this = self._round = _Round(plan, state)
+        this = self._round = _Round(plan, state, {task.client: task for task in plan.tasks()})
         for client, peer in self._peers.items():
             if peer.is_idle and self._may(this, client):  # its bar has ended
                 self._set_up(this, client)
@@ -159,12 +161,14 @@ class Distributed:
         self._round = None
         return self._result(this)
 
-    def close_round(self, record: RoundRecord) -> None:
-        """Remember a committed round; only those who contributed are sure to know the state it started from."""
-        self._downlink.close(record, [part.client for part in record.contributions])
+    def close_round(self, plan: RoundPlan, record: RoundRecord) -> None:
+        """Remember a committed round; only those who reported are sure to know the state it started from."""
+        refused = {refusal.client for refusal in record.refusals}
+        self._downlink.close(record, [client for client in self._reported if client not in refused])
 
     def _result(self, this: _Round) -> RoundResult:
         self._patience.learn(this.seconds)
+        self._reported = [report.client for report in this.reports]
         if self._usable(this) < self._min_clients:  # the round fails for those
             this.faults += this.unusable
             refused = {refusal.client for refusal in this.unusable}
@@ -336,10 +340,9 @@ class Distributed:
 
     def _send_task(self, this: _Round, client: int) -> None:
         """Send a client its task, if it is there for it and has answered the one before."""
-        plan, peer = this.plan, self._peers[client]
-        if client not in plan.cohort or client in this.done or peer.ready is None or peer.owes_round is not None:
+        plan, peer, task = this.plan, self._peers[client], this.tasks.get(client)
+        if task is None or client in this.done or peer.ready is None or peer.owes_round is not None:
             return
-        task = ClientTask(plan.round, client, dict(zip(plan.cohort, plan.rates, strict=True))[client], plan.size)
         message = encode_task(task, this.state.hash, self._downlink.way(client, this.state))
         if not this.pending and len(this.reports) < self._min_clients:
             this.began = self._clock()  # anew if all were away in between

@@ -32,6 +32,6 @@ class Engine(Protocol):
         """Send the plan to the cohort and collect its reports."""
         ...
 
-    def close_round(self, record: RoundRecord) -> None:
-        """Hear that a round is committed: whoever took part in it knows the state it started from."""
+    def close_round(self, plan: RoundPlan, record: RoundRecord) -> None:
+        """Hear that the round of a plan is committed: whoever took part in it knows the state it started from."""
         ...

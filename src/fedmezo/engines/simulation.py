@@ -10,7 +10,7 @@ from fedmezo.federation.clients import ClientWork
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.messages import report_size, task_size
 from fedmezo.federation.round import ServerState
-from fedmezo.records import ClientData, ClientTask, Report, RoundPlan, RoundRecord
+from fedmezo.records import ClientData, Report, RoundPlan, RoundRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,14 @@ class Simulation:
 
     def run_round(self, plan: RoundPlan, state: ServerState) -> RoundResult:
         """Send the plan to the cohort and collect its reports."""
-        tasks = [ClientTask(plan.round, *pair, plan.size) for pair in zip(plan.cohort, plan.rates, strict=True)]
-        down = {task.client: task_size(self.downlink.way(task.client, state)) for task in tasks}
+        tasks = plan.tasks()
+        down = {task.client: task_size(task, self.downlink.way(task.client, state)) for task in tasks}
         reports: list[Report] = []
         for first in range(0, len(tasks), self.group_size):
             reports += self.work.run(tasks[first : first + self.group_size], state.theta, state.hash, self.data)
         up = {report.client: report_size(report) for report in reports}
         return RoundResult(tuple(reports), down, up, sum(self.data[client].num_batches for client in plan.cohort))
 
-    def close_round(self, record: RoundRecord) -> None:
+    def close_round(self, plan: RoundPlan, record: RoundRecord) -> None:
         """Remember a committed round; everybody in its cohort knows the state it started from."""
-        self.downlink.close(record, record.cohort)
+        self.downlink.close(record, plan.cohort)

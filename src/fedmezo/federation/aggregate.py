@@ -10,6 +10,7 @@ from statistics import median_low
 import torch
 from torch import Tensor
 
+from fedmezo.federation.groups import moves_of_group
 from fedmezo.federation.rates import LARGEST_LOSS, ClientHistory, Histories, mean_square
 from fedmezo.records import Contribution, Refusal, Report, RoundPlan, RoundRecord, Segment
 from fedmezo.zo.arithmetic import round_coefficient, round_scalar
@@ -191,6 +192,7 @@ def average_weights(reports: Sequence[Report], *, equal: bool = False) -> list[f
 def apply_scalars_(theta: Tensor, record: RoundRecord, seed: int, estimator: Estimator) -> Tensor:
     """theta -= sum over i, k of c(w_i rate_i, g_ik) z_ik, in the order client, step, query; in place.
 
+    Where directions are shared, c is the group's sum over its clients, in the order group, step, query.
     The server does this to close a round, and whoever replays, resumes or catches up does the same.
     """
     moves = [
@@ -198,17 +200,14 @@ def apply_scalars_(theta: Tensor, record: RoundRecord, seed: int, estimator: Est
         for part in record.contributions
         for move in moves_of(part, record.round, seed, estimator, part.weight * part.rate)
     ]
+    for group in record.groups:
+        moves += moves_of_group(group, record.round, seed, estimator.directions)
     return apply_(theta, moves, estimator.settings.noise)
 
 
 def moves_of(part: Contribution, round_index: int, seed: int, estimator: Estimator, scale: float) -> list[Move]:
     """The moves of a client's reported steps: at its rate they are its own, at weight x rate its share."""
-    return estimator.moves(Pace(scale, part.size), part.scalars or (), address_of(seed, round_index, part.client))
-
-
-def address_of(seed: int, round_index: int, client: int) -> Address:
-    """Where the directions of a client's round are: each client has its own."""
-    return Address(seed, round_index, client)
+    return estimator.moves(Pace(scale, part.size), part.scalars or (), Address(seed, round_index, part.client))
 
 
 def apply_updates_(theta: Tensor, contributions: Sequence[Contribution], updates: Sequence[Tensor]) -> Tensor:

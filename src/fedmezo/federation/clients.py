@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedmezo.federation.aggregate import WEIGHTS, address_of
+from fedmezo.federation.aggregate import WEIGHTS
 from fedmezo.federation.optimizers import OptimizerFactory
 from fedmezo.records import Batch, ClientData, ClientTask, Differentiable, Report
 from fedmezo.zo.estimators.protocol import Estimator
@@ -93,7 +93,7 @@ class ZerothOrderClients:
         self, tasks: Sequence[ClientTask], theta: Tensor, state_hash: str, data: Mapping[int, ClientData]
     ) -> list[Report]:
         """Run the group in lock-step, one local step of every client after the other; see `ClientWork.run`."""
-        addresses = [address_of(self.seed, task.round, task.client) for task in tasks]
+        addresses = [Address(self.seed, task.round, task.owner) for task in tasks]
         runs = [
             _LocalRun(member, task, address, data[task.client].batches(task.round))
             for member, (task, address) in enumerate(zip(tasks, addresses, strict=True))

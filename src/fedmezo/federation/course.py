@@ -36,9 +36,9 @@ class Course:
     def advance_(self, theta: Tensor, moments: Moments, record: RoundRecord) -> Moments:
         """Move theta (d,) through a round, in place; returns the moments for the next.
 
-        A round of no weight changes neither.
+        A round that was not taken changes neither.
         """
-        if not any(part.weight for part in record.contributions):
+        if record.is_void:
             return moments
         if self.server.method == FEDAVG:
             apply_scalars_(theta, record, self.seed, self.estimator)

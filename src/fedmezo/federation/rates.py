@@ -20,7 +20,7 @@ from typing import TypeAlias
 from fedmezo.records import Contribution, RoundRecord
 from fedmezo.zo.arithmetic import round_coefficient
 from fedmezo.zo.estimators.protocol import Estimator
-from fedmezo.zo.noise import Purpose, Stream, uniform
+from fedmezo.zo.noise import SERVER, Purpose, Stream, uniform
 from fedmezo.zo.replay import running_sizes
 
 FROZEN = "frozen"
@@ -87,6 +87,12 @@ def client_rates(
     """The learning rate of each member of the cohort, of 16 significant bits; `share` is the schedule's."""
     offsets = (strategy.own or _STRATEGIES[strategy.name])(seed, round_index, cohort, histories)
     return tuple(round_coefficient((strategy.rate + strategy.width * phi) * share) for phi in offsets)
+
+
+def common_rate(strategy: RateStrategy, seed: int, round_index: int, share: float = 1.0) -> float:
+    """The rate of all clients of a round, where their sums are all that is known: `frozen`, or one `random` draw."""
+    (rate,) = client_rates(strategy, seed, round_index, (SERVER,), {}, share)
+    return rate
 
 
 def known_size(histories: Histories) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -20,11 +20,22 @@ from fedmezo.federation.aggregate import (
     sort_reports,
 )
 from fedmezo.federation.course import Course, hash_of
-from fedmezo.federation.rates import MODEL_DIFF, ClientHistory, RateStrategy, client_rates, known_size, remember
+from fedmezo.federation.groups import deal, settle, tallies_of
+from fedmezo.federation.rates import (
+    MODEL_DIFF,
+    ClientHistory,
+    RateStrategy,
+    client_rates,
+    common_rate,
+    known_size,
+    remember,
+)
+from fedmezo.federation.robust import MEAN
 from fedmezo.federation.schedule import CONSTANT, RateSchedule
 from fedmezo.federation.server_optimizers import FEDAVG, PLAIN_AVERAGE, Moments, ServerOptimizer, server_step_
+from fedmezo.federation.sums import FixedPoint, Tally
 from fedmezo.federation.trust import Trust, train_loss
-from fedmezo.records import Contribution, Refusal, Report, RoundPlan, RoundRecord, Segment
+from fedmezo.records import Contribution, GroupSum, Refusal, Report, RoundPlan, RoundRecord, Segment
 from fedmezo.zo.arithmetic import round_coefficient, state_hash
 from fedmezo.zo.noise import Purpose, Stream, permutation
 
@@ -45,6 +56,8 @@ class Federation:
         min_clients: usable reports without which a round cannot be closed.
         equal_weights: every usable report weighs the same, whatever its number of examples.
         weigh: weights of a program's own instead, which the journal keeps as it keeps any.
+        groups: how many groups of clients share directions; 0 where each client has its own.
+        aggregation: how a group's scalars become one for each direction: `mean`, or a rule of `federation.robust`.
         strategy: the learning rates.
         schedule: what is left of them in each round.
         trusting: take every round, whatever its loss; else see `federation.trust`.
@@ -68,7 +81,22 @@ class Federation:
     server: ServerOptimizer = PLAIN_AVERAGE
     lone_client: int | None = None
     weigh: Weigh | None = None
+    groups: int = 0
+    aggregation: str = MEAN
     device: torch.device = HOST
+
+    def fixed_point(self) -> FixedPoint:
+        """How the reports of a group are summed.
+
+        Raises:
+            ConfigError: they cannot be; see there.
+        """
+        rules = self.rules
+        assert rules.estimator is not None, "groups share the directions of zeroth-order clients"
+        assert rules.steps is not None, "which all take as many steps"
+        assert rules.most_examples is not None, "and so as many examples at most"
+        scalars, largest = rules.steps * rules.estimator.directions, rules.estimator.largest
+        return FixedPoint(scalars, self.cohort_size, rules.most_examples, largest, self.equal_weights)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,13 +121,18 @@ def plan_round(federation: Federation, state: ServerState, barred: Collection[in
 
     Whoever is barred gives place to the next in order; as many of them stay as are needed for the fewest reports.
     """
-    cohort = _cohort(federation, state.round, barred)
-    share = federation.schedule.share(state.round) * state.trust.share
-    rates = client_rates(federation.strategy, federation.seed, state.round, cohort, state.histories, share)
-    return RoundPlan(state.round, cohort, rates, known_size(state.histories))
+    seed, here = federation.seed, state.round
+    cohort = cohort_of(federation, here, barred)
+    share = federation.schedule.share(here) * state.trust.share
+    if federation.groups:
+        rates = (common_rate(federation.strategy, seed, here, share),) * len(cohort)
+        return RoundPlan(here, cohort, rates, groups=deal(seed, here, len(cohort), federation.groups))
+    rates = client_rates(federation.strategy, seed, here, cohort, state.histories, share)
+    return RoundPlan(here, cohort, rates, known_size(state.histories))
 
 
-def _cohort(federation: Federation, round_index: int, barred: Collection[int]) -> tuple[int, ...]:
+def cohort_of(federation: Federation, round_index: int, barred: Collection[int] = ()) -> tuple[int, ...]:
+    """Who takes part in a round, in ascending order."""
     if federation.lone_client is not None:
         return (federation.lone_client,)
     order = permutation(Stream(federation.seed, Purpose.COHORT, round_index), federation.num_clients)
@@ -133,7 +166,10 @@ def close_round_(
     accepted, refused = sort_reports(plan, state.hash, reports, federation.rules, state.histories)
     refusals = [*earlier, *refused]
     if len(accepted) < federation.min_clients:
-        raise TrainingError(_too_few(federation, plan, accepted, refusals))
+        raise TrainingError(_too_few(federation, plan, len(accepted), refusals))
+    if plan.groups:
+        tallies = tallies_of(plan, accepted, federation.fixed_point(), federation.aggregation)
+        return close_tallies_(federation, state, plan, tallies, refusals)
     contributions = _contributions(plan, accepted, _weights(federation, accepted))
     if federation.strategy.name == MODEL_DIFF:
         contributions = _with_drifts(federation, state, contributions, accepted)
@@ -146,6 +182,44 @@ def close_round_(
         moments = _average_(federation, state, record.contributions, accepted)
         after = _after(federation, state, record, moments, state_hash(state.theta))
     return after, replace(record, state_hash=after.hash)
+
+
+def close_tallies_(
+    federation: Federation,
+    state: ServerState,
+    plan: RoundPlan,
+    tallies: Mapping[int, Tally],
+    refusals: Sequence[Refusal] = (),
+) -> tuple[ServerState, RoundRecord]:
+    """Close a round of which each group's sum is known, and no report; see `close_round_`.
+
+    Args:
+        federation: the server's choices.
+        state: before the round.
+        plan: of the round.
+        tallies: by group.
+        refusals: of reports that are not in the sums.
+
+    Raises:
+        TrainingError: fewer than `min_clients` clients are in the sums; theta is as it was.
+    """
+    estimator = federation.rules.estimator
+    assert estimator is not None, "groups share the directions of zeroth-order clients"
+    counted = {group: tally for group, tally in tallies.items() if tally.weight > 0}
+    clients = sum(tally.clients for tally in counted.values())
+    if clients < max(1, federation.min_clients):
+        raise TrainingError(_too_few(federation, plan, clients, refusals))
+    rate = plan.rates[0]
+    groups = settle(counted, rate, estimator.directions)
+    record = RoundRecord(plan.round, (), (), tuple(refusals), state_hash="", groups=groups, common_rate=rate)
+    if not federation.trusting and not state.trust.takes(train_loss(record)):
+        record = replace(record, groups=tuple(map(_untaken, groups)))
+    after = replay_round_(federation, state, record)
+    return after, replace(record, state_hash=after.hash)
+
+
+def _untaken(group: GroupSum) -> GroupSum:
+    return replace(group, coefficients=(0.0,) * len(group.coefficients))
 
 
 def replay_round_(federation: Federation, state: ServerState, record: RoundRecord) -> ServerState:
@@ -224,9 +298,9 @@ def _with_drifts(
     return tuple(replace(part, drift=drift) for part, drift in zip(contributions, drifts, strict=True))
 
 
-def _too_few(federation: Federation, plan: RoundPlan, accepted: Sequence[Report], refusals: Sequence[Refusal]) -> str:
+def _too_few(federation: Federation, plan: RoundPlan, usable: int, refusals: Sequence[Refusal]) -> str:
     why = "; ".join(f"client {refusal.client}: {refusal.reason}" for refusal in refusals) or "no report was refused"
     return (
-        f"round {plan.round}: {len(accepted)} usable reports of {len(plan.cohort)} clients, but at least "
+        f"round {plan.round}: {usable} usable reports of {len(plan.cohort)} clients, but at least "
         f"{federation.min_clients} are needed (federate.min_clients). {why}"
     )

@@ -62,5 +62,6 @@ class Trust:
 
 def train_loss(record: RoundRecord) -> float:
     """The mean train loss of a round over its examples."""
-    parts = record.contributions
-    return sum(part.train_loss * part.num_examples for part in parts) / sum(part.num_examples for part in parts)
+    weighed = [(part.train_loss, part.num_examples) for part in record.contributions]
+    weighed += [(part.train_loss, part.weight) for part in record.groups]
+    return sum(loss * weight for loss, weight in weighed) / sum(weight for _, weight in weighed)

@@ -1,7 +1,8 @@
 """What is measured during a run, and the file that holds it: metrics.jsonl.
 
 `metrics.jsonl` holds one JSON object per line with the keys event, round, client, name, value, unit in this order.
-Round 0 is the model before training; client is null for a figure over all clients. A value that is not finite is
+Round 0 is the model before training; client is null for a figure over all clients. A line about a direction group has
+its number as a further key, group. A value that is not finite is
 written as null, since JSON has no word for it, and read back as NaN; every other number reads back equal.
 
 | event   | name                | unit       | of                | meaning                                             |
@@ -9,6 +10,7 @@ written as null, since JSON has no word for it, and read back as NaN; every othe
 | train   | train_loss          | nats/token | each client, all  | mean over the local steps of the round              |
 | train   | rate                | 1          | each client, all  | learning rate of the round                          |
 | train   | skipped_steps       | 1          | each client, all  | local steps whose loss was not finite               |
+| train   | clients             | 1          | each group, all   | clients whose reports are in the sum                |
 | train   | refused_reports     | 1          | all               | reports that the aggregation did not accept         |
 | train   | projected_gradient  | nats/token | each client, all  | mean of abs of the scalars: of g, or normalised     |
 | eval    | val_loss, test_loss | nats/token | each client, all  | loss of the global model on that part               |
@@ -44,6 +46,7 @@ EVENT_AND_UNIT = {
     "train_loss": ("train", "nats/token"),
     "rate": ("train", "1"),
     "skipped_steps": ("train", "1"),
+    "clients": ("train", "1"),
     "refused_reports": ("train", "1"),
     "projected_gradient": ("train", "nats/token"),
     "val_loss": ("eval", "nats/token"),
@@ -70,19 +73,27 @@ class Metric:
 
     event: str
     round: int  # 0 is the model before training
-    client: int | None  # None is all clients together
+    client: int | None  # None is all clients together, or those of a group
     name: str
     value: float  # an int stays an int
     unit: str
+    group: int | None = None  # of clients that share directions
+
+    @property
+    def is_overall(self) -> bool:
+        """Whether it is of all clients together."""
+        return self.client is None and self.group is None
 
     @property
     def tag(self) -> str:
         """Name in TensorBoard and the other trackers, such as `val_loss/all` or `train_loss/client_0`."""
+        if self.group is not None:
+            return f"{self.name}/group_{self.group}"
         return f"{self.name}/all" if self.client is None else f"{self.name}/client_{self.client}"
 
 
 _LARGEST = sys.float_info.max
-KEYS = tuple(field.name for field in fields(Metric))
+KEYS = tuple(field.name for field in fields(Metric) if field.name != "group")
 
 
 def is_accuracy(name: str) -> bool:
@@ -90,10 +101,12 @@ def is_accuracy(name: str) -> bool:
     return name.endswith(f"_{ACCURACY}")
 
 
-def measured(name: str, value: float, *, round_index: int, client: int | None = None) -> Metric:
+def measured(
+    name: str, value: float, *, round_index: int, client: int | None = None, group: int | None = None
+) -> Metric:
     """Return the metric of this name with its event and unit. KeyError for a name that the module does not list."""
     event, unit = EVENT_AND_UNIT[name]
-    return Metric(event, round_index, client, name, value, unit)
+    return Metric(event, round_index, client, name, value, unit, group)
 
 
 def evaluated(name: str, value: float, *, round_index: int) -> Metric:
@@ -172,7 +185,10 @@ def cut_after(path: Path, round_index: int) -> list[Metric]:
 
 def _line(metric: Metric) -> str:
     value = metric.value if math.isfinite(metric.value) else None
-    return json.dumps(asdict(metric) | {"value": value}, allow_nan=False) + "\n"
+    row = asdict(metric) | {"value": value}
+    if metric.group is None:
+        del row["group"]
+    return json.dumps(row, allow_nan=False) + "\n"
 
 
 def _parse(line: bytes, where: str) -> Metric:
@@ -181,9 +197,9 @@ def _parse(line: bytes, where: str) -> Metric:
         row = json.loads(line)
     except (ValueError, RecursionError):
         raise RunError(f"{where}: not a JSON object; the file is damaged") from None
-    if not isinstance(row, dict) or tuple(row) != KEYS:
+    if not isinstance(row, dict) or tuple(row) not in (KEYS, (*KEYS, "group")):
         raise RunError(f"{where}: expected an object with the keys {', '.join(KEYS)}; the file is damaged")
-    wrong = [key for key in KEYS if not _fits(key, row[key])]
+    wrong = [key for key in row if not _fits(key, row[key])]
     if wrong:
         raise RunError(f"{where}: {wrong[0]} cannot be {json.dumps(row[wrong[0]])[:60]}; the file is damaged")
     return Metric(**row | {"value": math.nan if row["value"] is None else row["value"]})

@@ -101,20 +101,21 @@ def png(figure: Figure) -> bytes:
 
 
 def _plot_clients(axes: Axes, metrics: Sequence[Metric]) -> None:
-    """Draw each client's train loss faintly; the middle 80 % of them as a band where there are many."""
-    finite = [m for m in metrics if m.name == "train_loss" and m.client is not None and np.isfinite(m.value)]
-    by_client: dict[int | None, dict[int, float]] = {}
+    """Draw each client's train loss faintly, or each group's; the middle 80 % as a band where there are many."""
+    finite = [m for m in metrics if m.name == "train_loss" and not m.is_overall and np.isfinite(m.value)]
+    kind = "group" if any(m.group is not None for m in finite) else "client"
+    by_client: dict[str, dict[int, float]] = {}
     by_round: dict[int, list[float]] = {}
     for metric in finite:
-        by_client.setdefault(metric.client, {})[metric.round] = metric.value
+        by_client.setdefault(metric.tag, {})[metric.round] = metric.value
         by_round.setdefault(metric.round, []).append(metric.value)
     if len(by_client) > MAX_CLIENT_LINES:
         low, high = np.transpose([np.quantile(losses, (0.1, 0.9)) for losses in by_round.values()])
-        label = "train, middle 80 % of clients"
+        label = f"train, middle 80 % of {kind}s"
         axes.fill_between(list(by_round), low, high, color=FAINT, alpha=0.5, lw=0, label=label)
         return
     for index, curve in enumerate(by_client.values()):
-        first = "train, each client" if index == 0 else None
+        first = f"train, each {kind}" if index == 0 else None
         axes.plot(list(curve), list(curve.values()), color=FAINT, lw=0.8, alpha=0.8, label=first)
 
 

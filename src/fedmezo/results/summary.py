@@ -115,7 +115,8 @@ def evaluations(metrics: Sequence[Metric], name: str) -> Evaluations:
 
 def series(metrics: Sequence[Metric], name: str, client: int | None = None) -> list[tuple[int, float]]:
     """Return (round, value) of one name for one client or, with None, over all, in ascending order of rounds."""
-    return sorted({m.round: m.value for m in metrics if m.name == name and m.client == client}.items())
+    found = (m for m in metrics if m.name == name and m.client == client and m.group is None)
+    return sorted({m.round: m.value for m in found}.items())
 
 
 def summary_rows(summary: Summary) -> list[Row]:

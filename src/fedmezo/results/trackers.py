@@ -119,7 +119,7 @@ class WeightsAndBiases:
         self._run.finish()
 
     def _wants(self, metric: Metric) -> bool:
-        return self._client_train_info or metric.event != "train" or metric.client is None
+        return self._client_train_info or metric.event != "train" or metric.is_overall
 
     def _log(self, metrics: Sequence[Metric]) -> None:
         for round_index, group in _by_round(metrics):

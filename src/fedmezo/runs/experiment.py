@@ -19,7 +19,7 @@ from torch import Tensor
 from fedmezo.config import Config, flatten
 from fedmezo.errors import INTERRUPTED, ConfigError, DataError, ModelError, RunError, StorageError
 from fedmezo.federation.downlink import Downlink
-from fedmezo.federation.round import ServerState, initial_state
+from fedmezo.federation.round import ServerState, cohort_of, initial_state
 from fedmezo.models.generate import answers
 from fedmezo.models.hardware import AUTO
 from fedmezo.records import RoundRecord
@@ -232,7 +232,7 @@ def train(
         training.evaluations += [
             (m.round, training.evaluation.cost(m.value))
             for m in metrics
-            if m.client is None and m.name == training.evaluation.key
+            if m.is_overall and m.name == training.evaluation.key
         ]
         progress = stack.enter_context(RoundProgress(this.log, config.federate.total_round_num, state.round))
         interrupted = stack.enter_context(_interruption(this.place))
@@ -293,7 +293,7 @@ def _training(
         snapshots=config.federate.downlink == "snapshot",
     )
     for record in records:
-        downlink.close(record, record.cohort)
+        downlink.close(record, record.cohort or cohort_of(federation, record.round))
     estimator = federation.rules.estimator
     return Training(
         run_dir=this.folder,
@@ -321,7 +321,7 @@ def _evaluation_plan(this: Run) -> EvaluationPlan:
         measures=_measures(this),
         key=config.eval.best_res_update_round_wise_key,
         stopping=EarlyStopping(stop.patience, stop.delta, stop.improve_indicator_mode),
-        by_client=this.place.by_client,
+        by_client=this.place.by_client and not config.federate.direction_groups,
     )
 
 

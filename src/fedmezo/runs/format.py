@@ -23,6 +23,7 @@ from pydantic import (
 
 from fedmezo.config.markup import shorten
 from fedmezo.config.schema import (
+    MAX_CLIENTS,
     MAX_QUERIES,
     MAX_ROUNDS,
     MAX_SEED,
@@ -42,7 +43,9 @@ from fedmezo.federation.server_optimizers import FEDAVG, PLAIN_AVERAGE, ServerOp
 from fedmezo.records import Segment
 from fedmezo.zo.arithmetic import (
     LARGEST_FACTOR,
+    decode_coefficients,
     decode_scalars,
+    encode_coefficients,
     encode_scalars,
     factor_fault,
     largest,
@@ -53,7 +56,7 @@ from fedmezo.zo.estimators.protocol import Estimator, Settings
 from fedmezo.zo.noise import Directions
 from fedmezo.zo.replay import LARGEST_SHARE
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Of the journal, and of the published log, whose header is the journal's; older ones are read."""
 
 MOST_SEGMENTS = 1_000_000
@@ -115,6 +118,18 @@ def _scalars(value: Any) -> Any:
         raise ValueError(f"is no base64 of bfloat16 numbers: {error}") from error
 
 
+def _coefficients(value: Any) -> Any:
+    """Coefficients from base64 of the upper three bytes of float32."""
+    if isinstance(value, tuple):  # as they are in memory
+        return value
+    if not isinstance(value, str):
+        return value
+    try:
+        return decode_coefficients(base64.b64decode(value, validate=True))
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"is no base64 of coefficients: {error}") from error
+
+
 def _distinct(clients: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(clients)) < len(clients):
         raise ValueError("names a client twice")
@@ -136,6 +151,13 @@ Patterns = Annotated[
 Coefficient = Annotated[float, Field(ge=0, le=LARGEST_FACTOR), AfterValidator(_coefficient)]
 Share = Annotated[float, Field(ge=0, le=1), AfterValidator(_coefficient)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Coefficients = Annotated[
+    tuple[float, ...],
+    Field(max_length=MAX_STEPS * MAX_QUERIES, strict=False),
+    BeforeValidator(_coefficients),
+    PlainSerializer(lambda values: base64.b64encode(encode_coefficients(values)).decode()),
+    Allowed("base64 of coefficients, 3 bytes each"),
+]
 Scalars = Annotated[
     tuple[float, ...],
     Field(max_length=MAX_STEPS * MAX_QUERIES, strict=False),
@@ -178,6 +200,8 @@ class Header(Format):
     """Rows of a batch; with the estimator and the queries they give the directions of a step."""
     scale_free: Annotated[bool, Since(2)] = False
     """Whether scalars are divided by their running size."""
+    direction_groups: Annotated[int, Field(ge=0, lt=MAX_CLIENTS), Since(3)] = 0
+    """How many groups of clients share directions; 0 where each client has its own."""
     server_optimizer: Annotated[ServerLine | None, Since(2)] = None
     """What becomes of the average update; None is the average itself."""
     base: Name
@@ -256,6 +280,17 @@ class ContributionLine(Format):
     size: Annotated[Coefficient | None, Since(2)] = None
 
 
+class GroupLine(Format):
+    """A direction group's part of a round; see `records.GroupSum`."""
+
+    group: Client
+    clients: Count
+    weight: Count
+    train_loss: float = Field(ge=-(2.0**128), le=2.0**128)
+    skipped_steps: Count
+    coefficients: Coefficients
+
+
 class RefusalLine(Format):
     """A report that was not accepted, and why."""
 
@@ -271,6 +306,9 @@ class RoundLine(Format):
         tuple[Client, ...], Field(strict=False), AfterValidator(_distinct), Allowed("a list of numbers of clients")
     ]
     clients: Annotated[tuple[ContributionLine, ...], Field(strict=False)]
+    common_rate: Annotated[Coefficient | None, Since(3)] = None
+    """Of all clients, where there are groups."""
+    groups: Annotated[tuple[GroupLine, ...] | None, Field(strict=False), Since(3)] = None
     refused: Annotated[tuple[RefusalLine, ...], Field(strict=False)]
     state_hash: Hash
 
@@ -297,6 +335,12 @@ class LogDocument(Format):
 
 def round_fault(line: RoundLine, header: Header) -> str | None:
     """What keeps a round from being one of a run; None if nothing does."""
+    if (line.groups is not None) != (header.direction_groups > 0) or (line.groups is None) != (
+        line.common_rate is None
+    ):
+        return f"groups, common_rate: belong to a run of direction groups, and this one has {header.direction_groups}"
+    if line.groups is not None:
+        return _groups_fault(line, line.groups, header)
     members = [part.client for part in line.clients]
     if len(set(members)) < len(members) or not set(members) <= set(line.cohort):
         return "clients: each must be one of the cohort, and stand there once"
@@ -304,6 +348,19 @@ def round_fault(line: RoundLine, header: Header) -> str | None:
         fault = _scalars_fault(part, header)
         if fault is not None:
             return f"client {part.client}: {fault}"
+    return None
+
+
+def _groups_fault(line: RoundLine, groups: tuple[GroupLine, ...], header: Header) -> str | None:
+    numbers = [part.group for part in groups]
+    if not numbers or len(set(numbers)) < len(numbers) or max(numbers) >= header.direction_groups:
+        return f"groups: each must be one of {header.direction_groups}, and stand there once"
+    if line.cohort or line.clients:
+        return "cohort, clients: must be empty where there are groups"
+    if any(part.weight < 1 or part.clients < 1 for part in groups):
+        return "groups: each must have clients, and they a weight"
+    if any(len(part.coefficients) > MAX_STEPS * header.directions for part in groups):
+        return f"groups: one has too many coefficients for {MAX_STEPS} steps"
     return None
 
 

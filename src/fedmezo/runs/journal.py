@@ -4,7 +4,7 @@
 that a line is the commit of its round, and an end once the results are written. Each line ends with `chain`, a hash of
 its own text and of the line before it: a changed, missing, doubled or reordered line breaks the chain and is named.
 Lines that are missing at the end break nothing, but the end is then missing too. Scalars are base64 of little-endian
-bfloat16; other floats are written so that they read back equal.
+bfloat16, coefficients of three bytes each; other floats are written so that they read back equal.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from fedmezo.atomic import naming, read_whole, replacing
 from fedmezo.config.markup import shorten
 from fedmezo.config.strict import read_strictly
 from fedmezo.errors import RunError
-from fedmezo.records import Contribution, Refusal, RoundRecord
+from fedmezo.records import Contribution, GroupSum, Refusal, RoundRecord
 from fedmezo.runs.format import FORMAT_VERSION, EndLine, Header, RemarkLine, RoundLine, round_fault
-from fedmezo.zo.arithmetic import encode_scalars
+from fedmezo.zo.arithmetic import encode_coefficients, encode_scalars
 
 JOURNAL_FILE = "journal.jsonl"
 _CHAIN_CHARACTERS = 32
@@ -248,13 +248,23 @@ def known_version(version: object, place: str) -> int:
 
 
 def _record_fields(record: RoundRecord) -> dict[str, Any]:
+    shared = (
+        {"common_rate": record.common_rate, "groups": [_group_fields(part) for part in record.groups]}
+        if record.groups
+        else {}
+    )
     return {
         "round": record.round,
         "cohort": list(record.cohort),
         "clients": [_contribution_fields(part) for part in record.contributions],
+        **shared,
         "refused": [asdict(refusal) for refusal in record.refusals],
         "state_hash": record.state_hash,
     }
+
+
+def _group_fields(part: GroupSum) -> dict[str, Any]:
+    return asdict(part) | {"coefficients": base64.b64encode(encode_coefficients(part.coefficients)).decode()}
 
 
 def _contribution_fields(part: Contribution) -> dict[str, Any]:
@@ -273,4 +283,6 @@ def _record(line: RoundLine) -> RoundRecord:
         contributions=tuple(Contribution(**{**dict(part), "size": part.size or 0.0}) for part in line.clients),
         refusals=tuple(Refusal(**dict(refusal)) for refusal in line.refused),
         state_hash=line.state_hash,
+        groups=tuple(GroupSum(**dict(part)) for part in line.groups or ()),
+        common_rate=line.common_rate or 0.0,
     )

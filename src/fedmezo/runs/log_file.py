@@ -4,9 +4,10 @@ After the four bytes FMZL come a format version (one byte, that of the journal's
 follows: a zlib stream. Unpacked, it holds the length of a JSON document (uint32), that document (the journal's header,
 the number of rounds, the hash of the final state) and one column after the other: contributions of each round
 (uint32), then of each contribution client and number of scalars (uint32), rate, weight and, where the rates are
-scale-free, size (float32, exact, since they have 16 significant bits), and all scalars (bfloat16). Everything is
-little-endian; the bytes of a column's numbers are sorted by significance, since high bytes repeat themselves and low
-ones do not.
+scale-free, size (float32, exact, since they have 16 significant bits), and all scalars (bfloat16). Where clients share
+directions the columns are: groups of each round, then of each number and coefficients, and all coefficients (float32,
+exact like the rates). Everything is little-endian; the bytes of a column's numbers are sorted by significance, since
+high bytes repeat themselves and low ones do not.
 """
 
 from __future__ import annotations
@@ -17,20 +18,18 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from operator import eq
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmezo.config.schema import MAX_STEPS
 from fedmezo.config.strict import read_strictly
 from fedmezo.errors import RunError
-from fedmezo.records import Contribution, RoundRecord
+from fedmezo.records import RoundRecord
 from fedmezo.results.summary import human_bytes
 from fedmezo.runs.format import FORMAT_VERSION, Header, LogDocument
-from fedmezo.zo.arithmetic import LARGEST_FACTOR, decode_scalars, encode_scalars
-from fedmezo.zo.replay import LARGEST_SHARE
+from fedmezo.runs.log_rounds import ClientRounds, GroupRounds
+from fedmezo.zo.arithmetic import encode_scalars
 
 MAGIC = b"FMZL"
 _START = struct.Struct("<4sB32s")
@@ -51,14 +50,20 @@ class PublishedLog:
 
 def encode_log(log: PublishedLog) -> bytes:
     """The content of the file."""
-    parts = [part for record in log.records for part in record.contributions]
     document = {
         "header": log.header.model_dump(),
         "rounds": len(log.records),
         "state_hash": log.state_hash,
     }
     head = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
-    columns = [
+    columns = _columns_of_groups(log) if log.header.direction_groups else _columns_of_clients(log)
+    body = zlib.compress(b"".join([_LENGTH.pack(len(head)), head, *map(_planes, columns)]), 9)
+    return _START.pack(MAGIC, FORMAT_VERSION, sha256(body).digest()) + body
+
+
+def _columns_of_clients(log: PublishedLog) -> list[NDArray[Any]]:
+    parts = [part for record in log.records for part in record.contributions]
+    return [
         np.array([len(record.contributions) for record in log.records], "<u4"),
         np.array([part.client for part in parts], "<u4"),
         np.array([len(part.scalars or ()) for part in parts], "<u4"),
@@ -67,8 +72,16 @@ def encode_log(log: PublishedLog) -> bytes:
         *([_exact([part.size for part in parts])] if log.header.scale_free else []),
         np.frombuffer(encode_scalars([g for part in parts for g in part.scalars or ()]), "<u2"),
     ]
-    body = zlib.compress(b"".join([_LENGTH.pack(len(head)), head, *map(_planes, columns)]), 9)
-    return _START.pack(MAGIC, FORMAT_VERSION, sha256(body).digest()) + body
+
+
+def _columns_of_groups(log: PublishedLog) -> list[NDArray[Any]]:
+    parts = [part for record in log.records for part in record.groups]
+    return [
+        np.array([len(record.groups) for record in log.records], "<u4"),
+        np.array([part.group for part in parts], "<u4"),
+        np.array([len(part.coefficients) for part in parts], "<u4"),
+        _exact([coefficient for part in parts for coefficient in part.coefficients]),
+    ]
 
 
 def decode_log(data: bytes, where: str) -> PublishedLog:
@@ -111,11 +124,16 @@ def _unpack(content: bytes, version: int) -> PublishedLog:
     take = _Columns(content, _LENGTH.size + length).take
     sizes = take("<u4", document.rounds)
     parts = int(sizes.sum(dtype=np.uint64))
-    clients, counts = take("<u4", parts), take("<u4", parts)
+    owners, counts = take("<u4", parts), take("<u4", parts)
+    if document.header.direction_groups:
+        coefficients = take("<f4", int(counts.sum(dtype=np.uint64)))
+        sums = GroupRounds(sizes, owners, counts, coefficients)
+        sums.require_sound(document.header)
+        return PublishedLog(document.header, sums, document.state_hash)
     rates, weights = take("<f4", parts), take("<f4", parts)
     scale = take("<f4", parts) if document.header.scale_free else np.zeros_like(rates)
     scalars = take("<u2", int(counts.sum(dtype=np.uint64)))
-    records = _Records(sizes, clients, counts, rates, weights, scale, scalars)
+    records = ClientRounds(sizes, owners, counts, rates, weights, scale, scalars)
     records.require_sound(document.header)
     return PublishedLog(document.header, records, document.state_hash)
 
@@ -134,92 +152,6 @@ class _Columns:
         planes = np.frombuffer(self._content, np.uint8, width * count, self._at).reshape(width, count)
         self._at += width * count
         return np.ascontiguousarray(planes.T).view(dtype).reshape(count)
-
-
-class _Records(Sequence[RoundRecord]):
-    """The rounds of a log, each made from the columns when it is asked for: as objects they need far more memory.
-
-    Args:
-        sizes: (rounds,) contributions of each round.
-        clients: (contributions,) who made them.
-        counts: (contributions,) scalars of each.
-        rates: (contributions,) float32.
-        weights: (contributions,) float32.
-        scale: (contributions,) float32, sizes of scalars before each.
-        scalars: bfloat16 as uint16, of one contribution after the other.
-    """
-
-    def __init__(
-        self,
-        sizes: NDArray[np.uint32],
-        clients: NDArray[np.uint32],
-        counts: NDArray[np.uint32],
-        rates: NDArray[np.float32],
-        weights: NDArray[np.float32],
-        scale: NDArray[np.float32],
-        scalars: NDArray[np.uint16],
-    ) -> None:
-        self._stops = np.cumsum(sizes, dtype=np.int64)
-        self._clients, self._rates, self._weights, self._scale = clients, rates, weights, scale
-        self._scalar_stops = np.cumsum(counts, dtype=np.int64)
-        self._scalars = scalars
-
-    def __len__(self) -> int:
-        return len(self._stops)
-
-    @overload
-    def __getitem__(self, index: int) -> RoundRecord: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[RoundRecord, ...]: ...
-    def __getitem__(self, index: int | slice) -> RoundRecord | tuple[RoundRecord, ...]:
-        if isinstance(index, slice):
-            return tuple(self._record(i) for i in range(*index.indices(len(self))))
-        return self._record(range(len(self))[index])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(other) == len(self) and all(map(eq, self, other))
-
-    __hash__ = None  # type: ignore[assignment]  # as of any sequence that is compared by its items
-
-    def _record(self, index: int) -> RoundRecord:
-        first = int(self._stops[index - 1]) if index else 0
-        parts = tuple(self._part(i) for i in range(first, int(self._stops[index])))
-        return RoundRecord(index, tuple(part.client for part in parts), parts, (), "")
-
-    def _part(self, index: int) -> Contribution:
-        first = int(self._scalar_stops[index - 1]) if index else 0
-        scalars = decode_scalars(self._scalars[first : self._scalar_stops[index]].tobytes())
-        rate, weight = float(self._rates[index]), float(self._weights[index])
-        size = float(self._scale[index])
-        return Contribution(int(self._clients[index]), rate, weight, 0, 0.0, 0, scalars, size=size)
-
-    def require_sound(self, header: Header) -> None:
-        """ValueError unless every number may stand in a journal of that header; see `format.ContributionLine`."""
-        columns = (
-            ("rate", self._rates, LARGEST_FACTOR),
-            ("weight", self._weights, 1.0),
-            ("size", self._scale, LARGEST_FACTOR),
-        )
-        for name, column, largest in columns:
-            with np.errstate(invalid="ignore"):
-                sound = (column >= 0) & (column <= largest) & (column.view("<u4") & 0xFF == 0)
-            if not sound.all():
-                raise ValueError(f"it holds a {name} of {column[~sound][0]}; needs 0 to {largest:g} in 16 bits")
-        rounds = np.repeat(np.arange(len(self), dtype=np.uint64), np.diff(self._stops, prepend=0))
-        if len(np.unique(rounds << np.uint64(32) | self._clients)) < len(self._clients):
-            raise ValueError("it holds two contributions of a client to one round")
-        counts = np.diff(self._scalar_stops, prepend=0)
-        if counts.max(initial=0) > MAX_STEPS * header.directions:
-            raise ValueError(f"it holds {counts.max()} scalars of a client; needs at most {MAX_STEPS} steps")
-        sizes = self._scalars & 0x7FFF  # of bfloat16: the sign taken off, they are in order
-        if sizes.max(initial=0) >= 0x7F80:
-            raise ValueError("it holds scalars that are not finite")
-        some = counts > 0
-        greatest = np.maximum.reduceat(sizes, (self._scalar_stops - counts)[some]) if some.any() else sizes[:0]
-        reach = (greatest.astype("<u4") << 16).view("<f4").astype(float)
-        moved = np.maximum(reach, LARGEST_SHARE if header.scale_free else 0.0) * self._rates[some]
-        if moved.max(initial=0.0) > LARGEST_FACTOR:
-            raise ValueError("it holds rates and scalars that are too large to move theta")
 
 
 def _planes(column: NDArray[Any]) -> bytes:

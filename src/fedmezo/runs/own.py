@@ -36,7 +36,7 @@ class RoundEvent:
 
     def value(self, name: str, client: int | None = None) -> float | None:
         """A measured value over all clients, or of one; None where it was not measured in this round."""
-        found = (m.value for m in self.metrics if m.name == name and m.client == client)
+        found = (m.value for m in self.metrics if m.name == name and m.client == client and m.group is None)
         return next(found, None)
 
 

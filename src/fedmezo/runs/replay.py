@@ -107,7 +107,7 @@ def rebuild_(
 
 def replaying_course(header: Header, records: Sequence[RoundRecord], theta: Tensor) -> Course:
     """The run's course, as it moves theta (d,) through the rounds on the device that theta is on."""
-    directions = sum(len(part.scalars or ()) for record in records for part in record.contributions)
+    directions = sum(record.num_coefficients for record in records)
     noise = directions_for(header.noise, header.rank, header.segments, directions, theta.device)
     return header.course_with(noise)
 
@@ -259,7 +259,7 @@ def _tell(console: Console, journal: Journal, to_round: int | None, seconds: flo
         lines.append("its last line is cut off and was left out")
     lines += [f"notice: {remark}" for remark in journal.remarks]
     if rounds:
-        scalars = sum(len(part.scalars or ()) for record in journal.records for part in record.contributions)
+        scalars = sum(record.num_coefficients for record in journal.records)
         lines.append(
             f"{seconds:.2f} s, {1000 * seconds / rounds:.1f} s per 1,000 rounds of {scalars / rounds:.0f} scalars"
         )

@@ -22,7 +22,7 @@ from fedmezo.federation.aggregate import WEIGHTS
 from fedmezo.federation.messages import BYTES_PER_PARAMETER
 from fedmezo.federation.round import Federation, ServerState, close_round_, plan_round
 from fedmezo.federation.trust import Trust, train_loss
-from fedmezo.records import Refusal, RoundRecord
+from fedmezo.records import Refusal, RoundPlan, RoundRecord
 from fedmezo.results.console import RoundProgress, RoundStatus
 from fedmezo.results.metrics import Metric, Sink, evaluated, is_accuracy, measured
 from fedmezo.runs.evaluate import Evaluable, Evaluation
@@ -141,21 +141,21 @@ class Training:
     def _round(self) -> RoundStatus:
         started = time.monotonic()
         trusted = self.state.trust.share
-        record, result = self._closed_round()
+        plan, record, result = self._closed_round()
         if self.state.trust.share < trusted:
             logger.warning(_jump(record, self.state.trust))
         for refusal in record.refusals[len(result.refusals) :]:  # of the others the engine has told
             logger.warning("round %d: client %d was refused: %s", record.round, refusal.client, refusal.reason)
-        metrics = round_metrics(record, result) + self._costs(record.cohort, result.num_batches)
+        metrics = round_metrics(record, result) + self._costs(len(plan.cohort), result.num_batches)
         if self.evaluation.due(self.state.round, self.rounds):
             metrics += self._evaluate()
         metrics.append(measured("seconds", time.monotonic() - started, round_index=self.state.round))
         self._write(metrics)
-        self._commit(record)
+        self._commit(plan, record)
         self._tell(metrics)
         return _status(self.state.round, metrics)
 
-    def _closed_round(self) -> tuple[RoundRecord, RoundResult]:
+    def _closed_round(self) -> tuple[RoundPlan, RoundRecord, RoundResult]:
         """Have the round run and close it; with another cohort while it fails for clients that were barred meanwhile.
 
         Raises:
@@ -173,19 +173,19 @@ class Training:
                 if self.engine.barred(self.state.round) <= barred:
                     raise
             else:
-                return record, replace(result, refusals=refusals)
+                return plan, record, replace(result, refusals=refusals)
 
     def _tell(self, metrics: Sequence[Metric]) -> None:
         for listener in self.listeners:
             listener(RoundEvent(self.state.round, tuple(metrics)))
 
-    def _commit(self, record: RoundRecord) -> None:
+    def _commit(self, plan: RoundPlan, record: RoundRecord) -> None:
         here = self.state.round
         if self._keeps(here) or self._rolling(here, record):
             self._snapshot()
         self.journal.append(record)
         self.hashes.append(record.state_hash)
-        self.engine.close_round(record)
+        self.engine.close_round(plan, record)
         self._remove_old_snapshots()
 
     def _remove_old_snapshots(self) -> None:
@@ -204,10 +204,9 @@ class Training:
     def _rolling(self, round_index: int, record: RoundRecord) -> bool:
         """Whether a snapshot is due that only the latest of is needed, to resume from."""
         rules = self.federation.rules
-        scalars = sum(len(part.scalars or ()) for part in record.contributions)
         low_rank = rules.estimator is not None and rules.estimator.settings.noise.name == LOW_RANK
         elements = ELEMENTS_BETWEEN_SNAPSHOTS * (FASTER_OF_LOW_RANK if low_rank else 1)
-        interval = elements // max(1, scalars * rules.num_parameters)
+        interval = elements // max(1, record.num_coefficients * rules.num_parameters)
         return rules.protocol == WEIGHTS or round_index % max(1, min(interval, ROUNDS_BETWEEN_SNAPSHOTS)) == 0
 
     def _snapshot(self) -> None:
@@ -225,9 +224,9 @@ class Training:
                 self.evaluations.append((self.state.round, self.evaluation.cost(result.value)))
         return metrics
 
-    def _costs(self, cohort: Sequence[int], num_batches: int) -> list[Metric]:
+    def _costs(self, clients: int, num_batches: int) -> list[Metric]:
         here = self.state.round
-        whole = 2 * len(cohort) * BYTES_PER_PARAMETER * self.federation.rules.num_parameters
+        whole = 2 * clients * BYTES_PER_PARAMETER * self.federation.rules.num_parameters
         return [
             measured("bytes_full_adapters", whole, round_index=here),
             measured("forward_passes", num_batches * self.forward_passes_per_batch, round_index=here),
@@ -240,30 +239,53 @@ class Training:
 
 
 def round_metrics(record: RoundRecord, result: RoundResult) -> list[Metric]:
-    """What a closed round measured, per client and over all; its state is that of round + 1."""
+    """What a closed round measured, per client or group and over all; its state is that of round + 1.
+
+    Where there are groups nothing is told of single clients: a round has as many lines whatever their number.
+    """
     here = record.round + 1
-    metrics = []
-    for part in record.contributions:
+    metrics, overall = _of_groups(record) if record.groups else _of_clients(record)
+    for name, by_client in (("bytes_up", result.bytes_up), ("bytes_down", result.bytes_down)):
+        if not record.groups:
+            metrics += [measured(name, count, round_index=here, client=client) for client, count in by_client.items()]
+        metrics.append(measured(name, sum(by_client.values()), round_index=here))
+    overall = {"train_loss": train_loss(record)} | overall | {"refused_reports": len(record.refusals)}
+    return metrics + [measured(name, value, round_index=here) for name, value in overall.items()]
+
+
+def _of_clients(record: RoundRecord) -> tuple[list[Metric], dict[str, float]]:
+    """What is known of each client, and of all of them."""
+    parts, metrics = record.contributions, []
+    for part in parts:
         values: dict[str, float] = {
             "train_loss": part.train_loss,
             "rate": part.rate,
             "skipped_steps": part.skipped_steps,
             **_mean_size(part.scalars),
         }
-        metrics += [measured(name, value, round_index=here, client=part.client) for name, value in values.items()]
-    for name, by_client in (("bytes_up", result.bytes_up), ("bytes_down", result.bytes_down)):
-        metrics += [measured(name, count, round_index=here, client=client) for client, count in by_client.items()]
-        metrics.append(measured(name, sum(by_client.values()), round_index=here))
-    parts = record.contributions
-    total = sum(part.num_examples for part in parts)
-    overall: dict[str, float] = {
-        "train_loss": sum(part.train_loss * part.num_examples for part in parts) / total,
+        metrics += [
+            measured(name, value, round_index=record.round + 1, client=part.client) for name, value in values.items()
+        ]
+    return metrics, {
         "rate": sum(part.rate for part in parts) / len(parts),
         "skipped_steps": sum(part.skipped_steps for part in parts),
-        "refused_reports": len(record.refusals),
         **_mean_size([g for part in parts for g in part.scalars or ()]),
     }
-    return metrics + [measured(name, value, round_index=here) for name, value in overall.items()]
+
+
+def _of_groups(record: RoundRecord) -> tuple[list[Metric], dict[str, float]]:
+    """What is known of each direction group, and of all of them."""
+    metrics = []
+    for part in record.groups:
+        values = {"train_loss": part.train_loss, "clients": part.clients, "skipped_steps": part.skipped_steps}
+        metrics += [
+            measured(name, value, round_index=record.round + 1, group=part.group) for name, value in values.items()
+        ]
+    return metrics, {
+        "rate": record.common_rate,
+        "clients": sum(part.clients for part in record.groups),
+        "skipped_steps": sum(part.skipped_steps for part in record.groups),
+    }
 
 
 def _jump(record: RoundRecord, trust: Trust) -> str:
@@ -285,6 +307,6 @@ def _mean_size(scalars: Sequence[float] | None) -> dict[str, float]:
 
 
 def _status(round_index: int, metrics: Sequence[Metric]) -> RoundStatus:
-    overall = {metric.name: metric.value for metric in metrics if metric.client is None}
+    overall = {metric.name: metric.value for metric in metrics if metric.is_overall}
     names = ("train_loss", "val_loss", "test_loss", "val_accuracy", "test_accuracy", "rate")
     return RoundStatus(round_index, **{name: overall[name] for name in names if name in overall})

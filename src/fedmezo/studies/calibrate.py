@@ -361,7 +361,7 @@ def _rounds(bench: Bench, eps: float, rate: float, rounds: int) -> Iterator[tupl
             state, record = close_round_(federation, state, plan, result.reports)
         except TrainingError:
             return
-        engine.close_round(record)
+        engine.close_round(plan, record)
         yield done, sum(report.train_loss for report in result.reports) / len(result.reports), state
 
 

@@ -17,6 +17,8 @@ COEFFICIENT_BITS = 16
 SMALLEST_COEFFICIENT = 2.0**-100
 """Below it a coefficient is 0, so that no product with a direction is subnormal in float32."""
 
+BYTES_PER_COEFFICIENT = 3
+
 LARGEST_FACTOR = 2.0**127
 """Of a rate, a scalar, and a rate times a scalar: what moves theta must fit float32."""
 
@@ -82,6 +84,44 @@ def decode_scalars(data: bytes) -> tuple[float, ...]:
 def _bfloat16_numbers() -> tuple[float, ...]:
     """All of them by their bits, so that many scalars take no more memory than references to these."""
     return struct.unpack(f"<{1 << 16}f", struct.pack(f"<{1 << 16}I", *(bits << 16 for bits in range(1 << 16))))
+
+
+def encode_coefficients(coefficients: Sequence[float]) -> bytes:
+    """Three bytes a coefficient: a little-endian float32 without its lowest byte, which 16 significant bits leave 0.
+
+    Raises:
+        ValueError: a coefficient has more.
+    """
+    packed = struct.pack(f"<{len(coefficients)}f", *coefficients)
+    if any(packed[0::4]) or struct.unpack(f"<{len(coefficients)}f", packed) != tuple(coefficients):
+        raise ValueError("only coefficients rounded to 16 significant bits can be encoded")
+    return b"".join(packed[i + 1 : i + 4] for i in range(0, len(packed), 4))
+
+
+def decode_coefficients(data: bytes) -> tuple[float, ...]:
+    """The inverse of `encode_coefficients`.
+
+    Raises:
+        ValueError: not three bytes each, or one that is no coefficient.
+    """
+    if len(data) % BYTES_PER_COEFFICIENT:
+        raise ValueError(f"coefficients are {BYTES_PER_COEFFICIENT} bytes each, but {len(data)} bytes were given")
+    count = len(data) // BYTES_PER_COEFFICIENT
+    packed = b"".join(b"\0" + data[i : i + 3] for i in range(0, len(data), BYTES_PER_COEFFICIENT))
+    coefficients: tuple[float, ...] = struct.unpack(f"<{count}f", packed)
+    if fault := coefficients_fault(coefficients):
+        raise ValueError(fault)
+    return coefficients
+
+
+def coefficients_fault(coefficients: Sequence[float]) -> str | None:
+    """What keeps numbers, whoever sent them, from moving theta; None if nothing does."""
+    for c in coefficients:
+        if not abs(c) <= LARGEST_FACTOR:
+            return f"a coefficient is {c:g}; needs a size of at most {LARGEST_FACTOR:g}"
+        if round_coefficient(c) != c:
+            return f"a coefficient is {c!r}; needs 16 significant bits, or 0 below {SMALLEST_COEFFICIENT:g}"
+    return None
 
 
 def state_hash(theta: Tensor, *moments: Tensor) -> str:

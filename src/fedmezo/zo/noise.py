@@ -57,6 +57,7 @@ class Purpose(IntEnum):
     RATE = 4
     PARTITION = 5
     DROPOUT = 6
+    GROUPS = 7
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ class Dealt:
         """As `Simulation.barred`."""
         return self.simulation.barred(round_index)
 
-    def close_round(self, record: RoundRecord) -> None:
+    def close_round(self, plan: RoundPlan, record: RoundRecord) -> None:
         """Let everybody follow."""
-        self.simulation.close_round(record)
+        self.simulation.close_round(plan, record)
         self.pool.close_round(record)
