@@ -340,6 +340,19 @@ def test_a_part_without_a_share_that_was_asked_for_is_refused(tmp_path: Path) ->
     )
 
 
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (("trainer.type=llmtrainer",), "model.streamed: is True, but layers that are read in each pass have no grad"),
+        (("llm.adapter.use=False",), "leave it out, or train an adapter"),
+        (("model.dtype=auto",), "model.dtype: is auto, but a streamed model"),
+        (("train.compile=True",), "train.compile: is True, but a streamed model"),
+    ],
+)
+def test_layers_that_are_read_in_each_pass_are_for_losses(tmp_path: Path, overrides: tuple[str], fault: str) -> None:
+    assert fault in message(tmp_path, SMALL, "model.streamed=True", *overrides)
+
+
 def test_a_client_alone_needs_no_other_machine(tmp_path: Path) -> None:
     overrides = ("federate.client_idx_for_local_train=1", "federate.mode=distributed")
     assert "a client alone needs no other machine" in message(tmp_path, SMALL, *overrides)

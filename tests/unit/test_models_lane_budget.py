@@ -49,6 +49,7 @@ def test_lanes_fit_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fitting_lanes(1000 * KIB, 6, CPU) == 1
     assert fitting_lanes(KIB, 600, CPU) == lane_budget.LANES_ON_CPU
     assert fitting_lanes(KIB, 600, torch.device("cuda")) == 100
+    assert fitting_lanes(KIB, 600, CPU, streamed=True) == 100
 
 
 def test_the_cpu_has_memory() -> None:

@@ -15,7 +15,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     """All of them."""
     for check in (_rates, _splits, _evaluation, _early_stop, _cohort, _protocol, _server, _fedprox, _optimizer):
         yield from check(config)
-    for check in (_schedule, _estimator, _scale_free, _adapter, _quantization, _options, _template):
+    for check in (_schedule, _estimator, _scale_free, _adapter, _quantization, _streamed, _options, _template):
         yield from check(config)
     for check in (_answers, _automatic):
         yield from check(config)
@@ -199,6 +199,23 @@ def _quantization(config: Config) -> Iterator[Conflict]:
     if config.model.quantization == "int8-dynamic" and config.trainer.type == "llmtrainer":
         text = "is int8-dynamic, whose rounded activations have no gradient; set it to int8 or nf4"
         yield Conflict(("model.quantization", "trainer.type"), f"{text}, or trainer.type: mezotrainer")
+
+
+def _streamed(config: Config) -> Iterator[Conflict]:
+    """Layers that are read in each pass are there in one format, for losses alone."""
+    if not config.model.streamed:
+        return
+    why = "is True, but layers that are read in each pass have no gradients and stay as they are"
+    if config.trainer.type == "llmtrainer":
+        yield Conflict(("model.streamed", "trainer.type"), f"{why}; leave it out, or set trainer.type: mezotrainer")
+    if not config.llm.adapter.use:
+        yield Conflict(("model.streamed", "llm.adapter.use"), f"{why}; leave it out, or train an adapter")
+    if config.model.dtype == AUTO:
+        text = "is auto, but a streamed model (model.streamed) is not tried in several formats; name the checkpoint's"
+        yield Conflict(("model.dtype", "model.streamed"), text)
+    if config.train.compile is True:
+        text = "is True, but a streamed model (model.streamed) is not compiled; set it to auto or False"
+        yield Conflict(("train.compile", "model.streamed"), text)
 
 
 def _options(config: Config) -> Iterator[Conflict]:

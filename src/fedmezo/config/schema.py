@@ -1,9 +1,9 @@
 """The configuration as frozen data: every key, its default, what it may hold, and one sentence on what it does.
 
 The keys and defaults are those of FederatedScope's FedMeZO branch; `train.zo`, `train.lr_width`, `federate.protocol`,
-`federate.min_clients`, `fedopt`, `eval.samples`, `model.dtype` and `model.quantization` are ours. To add a key, add a
-field with its sentence below it: reading, errors and docs/config.md follow. What concerns two keys together belongs in
-`checks.py`.
+`federate.min_clients`, `fedopt`, `eval.samples`, `model.dtype`, `model.quantization` and `model.streamed` are ours. To
+add a key, add a field with its sentence below it: reading, errors and docs/config.md follow. What concerns two keys
+together belongs in `checks.py`.
 """
 
 from __future__ import annotations
@@ -363,6 +363,8 @@ class Model(Section):
     """Number format of the base weights; auto: the fastest here with a sound g. Unset: float32, or half precision."""
     quantization: Quantization | None = None
     """Linear layers with weights in 8 or 4 bits, int8-dynamic: products too. Unset: none, or as dtype auto finds."""
+    streamed: bool = False
+    """Read the layers from the disk in each forward pass, two in memory: for models larger than memory."""
 
     trust_remote_code: bool = False
     """Run Python code that the model brings along, where transformers has none for it: it has all your rights."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
 
 from fedmezo.models.quantised import NONE, scheme_of
+from fedmezo.models.streamed import stream_of
 
 _BYTES_AT_ONCE = 1 << 26
 
@@ -24,9 +26,14 @@ def base_hash(base: nn.Module) -> str:
     the model lists first. Buffers that are not saved (they follow from the model's config) are left out. Tensors are
     hashed side by side and their digests then hashed together: hashing leaves Python's lock.
     """
-    tensors = sorted(_saved_tensors(base))
+    tensors = sorted(_saved_tensors(base), key=itemgetter(0))
+    stream = stream_of(base)
+
+    def digest_of(tensor: Tensor) -> str:
+        return _content_hash(tensor if stream is None else stream.content(tensor))
+
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(_content_hash, (tensor for _, tensor in tensors))
+        digests = pool.map(digest_of, (tensor for _, tensor in tensors))
         scheme = scheme_of(base)
         whole = sha256() if scheme == NONE else sha256(f"{scheme}\n".encode())
         for (name, tensor), digest in zip(tensors, digests, strict=True):
@@ -38,7 +45,7 @@ def _saved_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     saved = module.state_dict()
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if name in saved:
-            yield name, tensor.detach()
+            yield name, tensor
     known = {name for name, _ in _with_repeats(module)}
     for name in saved.keys() - known:  # scales that a quantised checkpoint's layers keep beside their tensors
         if isinstance(saved[name], Tensor):
@@ -52,7 +59,7 @@ def _with_repeats(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _content_hash(tensor: Tensor) -> str:
     digest = sha256()
-    octets = tensor.contiguous().flatten().view(torch.uint8)
+    octets = tensor.detach().contiguous().flatten().view(torch.uint8)
     for part in torch.split(octets, _BYTES_AT_ONCE):
         digest.update(part.cpu().numpy().data)
     return digest.hexdigest()

@@ -23,9 +23,13 @@ LANES_ON_CPU = 8
 """From about six lanes on, a CPU core is busy with arithmetic and further lanes only push each other out of cache."""
 
 
-def fitting_lanes(bytes_per_lane: int, wanted: int, device: torch.device) -> int:
-    """The largest number of lanes up to `wanted` that the budget has room for, at least 1."""
-    wanted = min(wanted, LANES_ON_CPU) if device.type == "cpu" else wanted
+def fitting_lanes(bytes_per_lane: int, wanted: int, device: torch.device, *, streamed: bool = False) -> int:
+    """The largest number of lanes up to `wanted` that the budget has room for, at least 1.
+
+    Where the model is `streamed`, a pass reads its weights from the disk, once for all lanes: the more, the better.
+    """
+    if device.type == "cpu" and not streamed:
+        wanted = min(wanted, LANES_ON_CPU)
     return max(1, min(wanted, int(SHARE_OF_MEMORY * device_memory(device)) // bytes_per_lane))
 
 

@@ -22,6 +22,7 @@ from fedmezo.models.foreign import brief
 from fedmezo.models.gguf import PACKAGE_PREFIX, file_in_package, hub_file, names_gguf, read_gguf
 from fedmezo.models.pickles import require_no_code
 from fedmezo.models.quantised import NONE, quantise_
+from fedmezo.models.streamed import load_streamed
 from fedmezo.models.vocabulary import grow_as_once
 
 BUNDLED = "bundled"
@@ -50,6 +51,7 @@ def load_base(
     quantization: str = NONE,
     own_code: bool = False,
     grown: bool = False,
+    streamed: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A frozen base model in evaluation mode, and its tokenizer, both as they were published.
 
@@ -62,6 +64,7 @@ def load_base(
         quantization: one of `models.quantised.SCHEMES`, for the weights of linear layers.
         own_code: run Python code that the model brings along, where transformers has none for it.
         grown: with the special tokens and rows that runs of earlier versions added.
+        streamed: read the layers in each forward pass; see `models.streamed`.
 
     Raises:
         ModelError: the model cannot be fetched, is incomplete or damaged, is no causal language model, needs code of
@@ -69,9 +72,12 @@ def load_base(
     """
     source = locate(name)
     with _explained(source), without_progress_bar(), torch.random.fork_rng(devices=[]):
-        tokenizer, model, report = _read(source, cache_dir or None, dtype, own_code)
-    if report["missing_keys"]:
-        raise ModelError(f"model {source!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}")
+        if streamed:
+            folder = _whole_folder(source, cache_dir or None)
+            tokenizer = _tokenizer(folder, None, own_code)
+            model: Any = load_streamed(Path(folder), dtype, device, quantization=quantization, own_code=own_code)
+        else:
+            tokenizer, model = _read_whole(source, cache_dir or None, dtype, own_code)
     if not tokenizer.is_fast:
         raise ModelError(
             f"model {source!r} has no fast tokenizer (a file tokenizer.json): convert it with transformers"
@@ -81,7 +87,8 @@ def load_base(
     model.config.use_cache = False
     model.name_or_path = source  # what a saved adapter names as its base
     model.requires_grad_(False).eval()
-    quantise_(model, quantization)
+    if not streamed:
+        quantise_(model, quantization)
     return model if model.device == device else model.to(device), tokenizer  # some quantised checkpoints cannot move
 
 
@@ -128,6 +135,13 @@ def _require_files(folder: Path) -> None:
         raise ModelError(f"{folder} holds no base model, since there is no {', no '.join(missing)}: {wanted}")
 
 
+def _read_whole(source: str, cache: str | None, dtype: torch.dtype, own_code: bool) -> tuple[Any, Any]:
+    tokenizer, model, report = _read(source, cache, dtype, own_code)
+    if report["missing_keys"]:
+        raise ModelError(f"model {source!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:5])}")
+    return tokenizer, model
+
+
 def _read(source: str, cache: str | None, dtype: torch.dtype, own_code: bool) -> tuple[Any, Any, dict[str, Any]]:
     """Tokenizer, model and loading report, from the disk if all of it is there, else from the hub."""
     if names_gguf(source):
@@ -171,16 +185,36 @@ def _folder(source: str, cache: str | None) -> str | None:
         return None
 
 
+def _whole_folder(source: str, cache: str | None) -> str:
+    """The directory that holds all of a model, which is fetched from the hub if it is not there yet."""
+    if names_gguf(source):
+        raise ModelError(f"model.streamed: {source} is a GGUF file, and layers are read from safetensors alone")
+    folder = _folder(source, cache)
+    if folder is None:
+        _require_hub(source, source, cache)
+        folder = snapshot_download(source, cache_dir=cache)
+    return folder
+
+
 def _read_from(source: str, cache: str | None, dtype: torch.dtype, own_code: bool) -> tuple[Any, Any, dict[str, Any]]:
-    common: dict[str, Any] = {"cache_dir": cache, "trust_remote_code": own_code}  # unset, transformers would ask
     if Path(source).is_dir():
         require_no_code(Path(source))
-    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="right", use_fast=True, **common)
+    tokenizer = _tokenizer(source, cache, own_code)
     auto_model: Any = AutoModelForCausalLM  # what it returns with `output_loading_info` is not in its annotations
     model, report = auto_model.from_pretrained(
-        source, dtype=dtype, output_loading_info=True, weights_only=True, **common
+        source, dtype=dtype, output_loading_info=True, weights_only=True, cache_dir=cache, trust_remote_code=own_code
     )
     return tokenizer, model, report
+
+
+def _tokenizer(source: str, cache: str | None, own_code: bool) -> Any:
+    return AutoTokenizer.from_pretrained(
+        source,
+        padding_side="right",
+        use_fast=True,
+        cache_dir=cache,
+        trust_remote_code=own_code,  # unset, transformers would ask
+    )
 
 
 def _require_hub(source: str, what: str, cache: str | None) -> None:

@@ -119,31 +119,53 @@ def int8_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def quantise_(base: PreTrainedModel, scheme: str) -> None:
-    """Replace the linear layers but the output head by quantised ones, in place.
+    """Replace the linear layers by quantised ones, in place; see `Quantiser`."""
+    if scheme != NONE:
+        Quantiser(base, scheme)(base)
+
+
+class Quantiser:
+    """Replaces the linear layers of a model, all at once or part by part.
 
     Args:
         base: on the host, so that every device gets the same bits.
-        scheme: one of `SCHEMES`.
+        scheme: one of `SCHEMES` but none.
 
     Raises:
         ModelError: the model is quantised already, most of its weights are not in linear layers, or a library is
             missing.
     """
-    if scheme == NONE:
-        return
-    if (found := scheme_of(base)) != NONE:
-        raise ModelError(f"model.quantization is {scheme}, but this model is quantised already ({found}): leave it out")
-    layers = list(_linear_layers(base))
-    _require_most(base, scheme, sum(getattr(parent, name).weight.numel() for parent, name in layers))
-    if scheme == NF4:
-        _require_bitsandbytes()
-    rounding = Rounding() if scheme == INT8_DYNAMIC else None
-    for parent, name in layers:
-        layer = getattr(parent, name)
-        weight = layer.weight.T.contiguous() if isinstance(layer, Conv1D) else layer.weight
-        made = Nf4Linear(weight, layer.bias) if scheme == NF4 else Int8Linear(weight, layer.bias, rounding)
-        setattr(parent, name, made)
-    base.fedmezo_quantization = scheme  # type: ignore[assignment]  # nn.Module declares tensors and modules only
+
+    def __init__(self, base: PreTrainedModel, scheme: str) -> None:
+        if (found := scheme_of(base)) != NONE:
+            raise ModelError(
+                f"model.quantization is {scheme}, but this model is quantised already ({found}): leave it out"
+            )
+        _, self._head = embedding_and_head(base)
+        self._scheme = scheme
+        _require_most(base, scheme, sum(getattr(*place).weight.numel() for place in self._linear_layers(base)))
+        if scheme == NF4:
+            _require_bitsandbytes()
+        self._rounding = Rounding() if scheme == INT8_DYNAMIC else None
+        base.fedmezo_quantization = scheme  # type: ignore[assignment]  # nn.Module declares tensors and modules only
+
+    def __call__(self, part: nn.Module) -> None:
+        """Replace the layers below a module of the model, whose weights are there."""
+        for parent, name in self._linear_layers(part):
+            layer = getattr(parent, name)
+            weight = layer.weight.T.contiguous() if isinstance(layer, Conv1D) else layer.weight
+            is_nf4 = self._scheme == NF4
+            made = Nf4Linear(weight, layer.bias) if is_nf4 else Int8Linear(weight, layer.bias, self._rounding)
+            setattr(parent, name, made)
+
+    def _linear_layers(self, part: nn.Module) -> list[tuple[nn.Module, str]]:
+        """Each linear layer but the output head: the module it is in, and its name there."""
+        return [
+            (parent, name)
+            for parent in part.modules()
+            for name, child in parent.named_children()
+            if type(child) in (nn.Linear, Conv1D) and child is not self._head
+        ]
 
 
 def scheme_of(base: nn.Module) -> str:
@@ -159,17 +181,6 @@ def scheme_of(base: nn.Module) -> str:
 def rounding_of(base: PreTrainedModel) -> torch.dtype:
     """The precision whose rounding a forward pass has: int8 activations round as coarsely as bfloat16."""
     return torch.bfloat16 if scheme_of(base) == INT8_DYNAMIC else base.dtype
-
-
-def _linear_layers(base: PreTrainedModel) -> list[tuple[nn.Module, str]]:
-    """Each linear layer but the output head: the module it is in, and its name there."""
-    _, head = embedding_and_head(base)
-    return [
-        (parent, name)
-        for parent in base.modules()
-        for name, child in parent.named_children()
-        if type(child) in (nn.Linear, Conv1D) and child is not head
-    ]
 
 
 def _require_most(base: PreTrainedModel, scheme: str, small: int) -> None:

@@ -110,12 +110,16 @@ def load_model(config: Config, handed: HandedBase | None = None) -> TunedModel:
     dtype, dtype_notices = choose_dtype(config.model.dtype, config.train.is_enable_half, device)
     scheme = config.model.quantization or NONE
     if handed is not None:
+        if config.model.streamed:
+            raise ConfigError("model.streamed is True, but the program's model is in memory already: leave it out")
         base, tokenizer = handed.model.requires_grad_(False).train(False).to(device), handed.tokenizer
         quantise_(base, scheme)
     else:
         own_code = config.model.trust_remote_code
         name, cache = config.model.type, config.llm.cache.model
-        base, tokenizer = load_base(name, cache, dtype, device, quantization=scheme, own_code=own_code)
+        base, tokenizer = load_base(
+            name, cache, dtype, device, quantization=scheme, own_code=own_code, streamed=config.model.streamed
+        )
     assert isinstance(tokenizer, PreTrainedTokenizerFast), "load_base asks for a fast tokenizer"
     fingerprint = base_hash(base)
     ending = settle_special_tokens(base, tokenizer)
@@ -240,7 +244,8 @@ def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset, client
     if model.lanes > 1:
         if wanted == "auto":
             longest = longest_batch(rows, int(dataset.lengths.max()), model.device)
-            wanted = fitting_lanes(model.bytes_per_lane(longest, tuned.theta, estimator), useful, model.device)
+            bytes_per_lane = model.bytes_per_lane(longest, tuned.theta, estimator)
+            wanted = fitting_lanes(bytes_per_lane, useful, model.device, streamed=config.model.streamed)
         model.use_lanes(min(wanted, useful))
         notices += model.compile(rows) if compiled else []
     return notices
@@ -249,9 +254,9 @@ def use_lanes(config: Config, tuned: TunedModel, dataset: EncodedDataset, client
 def _compiles_forward(config: Config, model: LanguageModel, dataset: EncodedDataset) -> bool:
     """Whether the forward pass is to be compiled; with `auto`, that over lanes if the run is long enough on a CPU.
 
-    A model whose number format is not settled yet is not.
+    A model whose number format is not settled yet is not, nor one whose layers are read in each pass.
     """
-    if config.model.dtype == AUTO:
+    if config.model.dtype == AUTO or config.model.streamed:
         return False
     if config.train.compile != "auto":
         return config.train.compile

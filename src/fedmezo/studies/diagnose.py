@@ -111,8 +111,8 @@ def diagnose(folder: Path, moved: Moved = NOT_MOVED) -> int:
 
 
 def in_float32(config: Config) -> Config:
-    """The configuration with a base in float32, not quantised."""
-    model = config.model.model_copy(update={"dtype": "float32", "quantization": None})
+    """The configuration with a base in float32, not quantised, and in memory, since gradients are to be had."""
+    model = config.model.model_copy(update={"dtype": "float32", "quantization": None, "streamed": False})
     return config.model_copy(update={"model": model})
 
 

@@ -243,6 +243,7 @@ def _base(config: Config) -> tuple[PreTrainedModel, Any, tuple[str, ...]]:
         device,
         quantization=config.model.quantization or NONE,
         own_code=config.model.trust_remote_code,
+        streamed=config.model.streamed,
     )
     ending = settle_special_tokens(base, tokenizer)
     return base, tokenizer, (*device_notices, *dtype_notices, *ending.notices)
