@@ -70,6 +70,7 @@ CASES: dict[str, dict[str, Any]] = {
     "all parameters": {"llm.adapter.use": False, "train.zo.rank": 4, "train.zo.queries": 2, "train.optimizer.lr": 1e-3},
     "some parameters": {
         "llm.adapter.use": False,
+        "model.dtype": "bfloat16",
         "train.trainable": ["*norm*", "model.layers.1.*"],
         "train.zo.noise": "gaussian",
         "federate.protocol": "weights",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.convergence.ours import at_server_rate, configured
+from benchmarks.convergence.ours import at_server_rate, bfloat16_at_random, bfloat16_to_nearest, configured
 from benchmarks.convergence.peers import decomfl, fedkseed, mezo_fedavg
 from benchmarks.convergence.task import Walk
 from benchmarks.convergence.tried import adamezo, adamezo_per_example, fzoo, grzo, hiso
@@ -40,6 +40,8 @@ _TWO_POINT = ("train.zo.estimator=two-point", "train.zo.queries=1")
 _ONE_SIDED = ("train.zo.estimator=one-sided", "train.zo.queries=4")
 _PER_EXAMPLE = ("train.zo.estimator=per-example", "train.zo.queries=1")
 _SCALE_FREE = "train.train_strategy=scale-free"
+_ALL = (*_SHORT, *_TWO_POINT, "llm.adapter.use=False", "train.zo.eps=1e-3")
+_ALL_RATES = (6e-4, 8e-4, 1.1e-3)
 _BP = (*_SHORT, "trainer.type=llmtrainer", "federate.protocol=weights")
 _COARSER = "train.zo.eps=0.03"
 """In bfloat16 at rank 1 the losses move less, and rounding counts for more."""
@@ -76,6 +78,11 @@ BUNDLED = {
     "per-example, r=1, FedAvgM": _server("FedAvgM", (0.1, 0.2, 0.4, 0.8), 0.05),
     "per-example, r=1, FedAdam": _server("FedAdam", (0.01, 0.03, 0.06, 0.1), 0.05),
     "per-example, r=1, FedYogi": _server("FedYogi", (0.01, 0.03, 0.06, 0.1), 0.05),
+    "all parameters, rank 1": Method(configured, _ALL_RATES, (*_ALL, "train.zo.noise=low-rank")),
+    "all parameters, rank 4": Method(configured, _ALL_RATES, (*_ALL, "train.zo.noise=low-rank", "train.zo.rank=4")),
+    "all parameters, bfloat16 at random": Method(bfloat16_at_random, _ALL_RATES, (*_ALL, "train.zo.noise=low-rank")),
+    "all parameters, bfloat16 to nearest": Method(bfloat16_to_nearest, _ALL_RATES, (*_ALL, "train.zo.noise=low-rank")),
+    "all parameters, Gaussian": Method(configured, _ALL_RATES, (*_ALL, "federate.total_round_num=400")),
     "MeZO-FedAvg, r=8": Method(mezo_fedavg, (0.01, 0.02, 0.03, 0.04), (*_LONG, *_RANK_8)),
     "FedKSeed, r=8": Method(fedkseed, (0.01, 0.02, 0.03, 0.04), (*_LONG, *_RANK_8)),
     "DeComFL, r=8": Method(decomfl, (0.02, 0.04, 0.06, 0.08), (*_LONG, *_RANK_8)),

@@ -11,6 +11,8 @@ from fedmezo.errors import TrainingError
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.round import close_round_, initial_state, plan_round
 from fedmezo.runs import assemble
+from fedmezo.zo.noise import Purpose, Stream
+from fedmezo.zo.rounding import round_randomly_
 
 PASSES_OF_A_STEP_BACK = 3
 """A forward pass, and a backward pass of twice its arithmetic."""
@@ -46,6 +48,22 @@ def _rounds(task: Task, config: Config) -> Iterator[Progress]:
         passes += per_batch * result.num_batches
         sent += sum(result.bytes_up.values()) + sum(result.bytes_down.values())
         yield Progress(passes, sent, state.theta)
+
+
+def bfloat16_at_random(task: Task, rate: float) -> Iterator[Progress]:
+    """The same with theta rounded to bfloat16 after each round, up or down at random."""
+    task.tuned.theta.copy_(task.tuned.theta.bfloat16())
+    for index, progress in enumerate(configured(task, rate)):
+        round_randomly_(progress.theta, Stream(task.config.seed, Purpose.ROUNDING, index), 0)
+        yield progress
+
+
+def bfloat16_to_nearest(task: Task, rate: float) -> Iterator[Progress]:
+    """The same with theta rounded to the nearest bfloat16 after each round."""
+    task.tuned.theta.copy_(task.tuned.theta.bfloat16())
+    for progress in configured(task, rate):
+        progress.theta.copy_(progress.theta.bfloat16())
+        yield progress
 
 
 def _with_rate(config: Config, rate: float) -> Config:

@@ -164,10 +164,10 @@ def _add_resume(commands: Commands) -> None:
 
 
 def _add_replay(commands: Commands) -> None:
-    parser = add_command(commands, "replay", _replay, "rebuild a run's adapter from its journal, and check every state")
+    parser = add_command(commands, "replay", _replay, "rebuild a run's result from its journal, and check every state")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--to-round", type=int, metavar="N", help="stop after N rounds, whatever follows them")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the adapter there")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the adapter or model there")
     add_places(parser, data=NO_DATA)
 
 
@@ -176,10 +176,10 @@ def _add_publishing(commands: Commands) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--as-log", type=Path, metavar="FILE", required=True, help="the file to write")
     parser.add_argument("--to-round", type=int, metavar="N", help="take only the first N rounds")
-    parser = add_command(commands, "import", _import, "turn a published file of scalars into an adapter")
+    parser = add_command(commands, "import", _import, "turn a published file of scalars into an adapter or model")
     parser.add_argument("file", type=Path, metavar="FILE", help="a file that `fedmezo export --as-log` wrote")
     parser.add_argument("--model", metavar="BASE", required=True, help="the base model: hub name, folder or `bundled`")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the adapter there; default: FILE-adapter")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write it there; default: FILE-adapter, or -model")
     parser.add_argument("--restore-from", type=Path, metavar="ADAPTER", help="what the run started from, if saved")
     add_own_code(parser)
 

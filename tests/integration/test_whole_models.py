@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedmezo.errors import ModelError
+from fedmezo.models.label_loss import losses_agree
 from fedmezo.models.loading import load_base
 from fedmezo.models.whole import WholeLM
 from fedmezo.records import Batch
@@ -25,9 +26,11 @@ SHORT, LONG = batch_of((5, 6), (3, 4)), batch_of((2, 9), (7, 5))
 KINDS = {"rank 1": 1, "rank 4": 4, "dense": 0}
 
 
-def whole(directory: Path, rank: int, patterns: tuple[str, ...] = ("*",)) -> tuple[WholeLM, Directions]:
+def whole(
+    directory: Path, rank: int, patterns: tuple[str, ...] = ("*",), dtype: torch.dtype = torch.float32
+) -> tuple[WholeLM, Directions]:
     base, tokenizer = load_base(str(directory), None, torch.float32, CPU)
-    lm = WholeLM(base, tokenizer, patterns, low_rank=rank > 0)
+    lm = WholeLM(base, tokenizer, patterns, low_rank=rank > 0, dtype=dtype)
     return lm, LowRankNoise(rank, lm.segments) if rank else Noise(RADEMACHER)
 
 
@@ -61,6 +64,37 @@ def test_losses_are_those_of_perturbed_copies(directories: dict[str, Path], name
         lm.use_lanes(lanes)
         torch.testing.assert_close(walk(lm.local_thetas(theta, 2, noise, lanes)), expected, rtol=2e-5, atol=2e-6)
         assert torch.equal(theta, before), "the weights are left as they are"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("llama", "rank 4"), ("gpt2", "dense"), ("opt", "rank 1")])
+def test_in_half_precision_a_rounded_copy_computes(directories: dict[str, Path], name: str, kind: str) -> None:
+    exact, noise = whole(directories[name], KINDS[kind])
+    theta = exact.flat()
+    expected = walk(FlatThetas(exact, theta, 2, noise, 1))
+    lm, noise = whole(directories[name], KINDS[kind], dtype=torch.bfloat16)
+    assert lm.notices == ()
+    assert torch.equal(lm.initial(), theta), "theta is not rounded"
+    for lanes in (1, 8):
+        lm.use_lanes(lanes)
+        losses = walk(lm.local_thetas(lm.initial(), 2, noise, lanes))
+        assert losses_agree(losses, expected, torch.bfloat16)
+
+
+def test_in_half_precision_norms_feel_what_a_rounded_one_would_not(directories: dict[str, Path]) -> None:
+    lm, noise = whole(directories["llama"], 1, ("*norm*",), dtype=torch.bfloat16)
+    thetas = lm.local_thetas(lm.initial(), 1, noise, 1)
+    at_theta, beside = thetas.losses([0, 0], [Probe(LONG), Probe(LONG, stream(0, 0), 2.0**-9)]).tolist()
+    assert at_theta != beside, "1 + 2^-9 is 1 in bfloat16"
+
+
+def test_a_model_in_half_precision_is_saved_in_full(directories: dict[str, Path], tmp_path: Path) -> None:
+    lm, noise = whole(directories["llama"], 1, ("*norm*", "model.layers.1.*"), dtype=torch.bfloat16)
+    theta = apply_(lm.initial(), [Move(stream(0, 0), 2.0**-12)], noise)
+    lm.save(theta, tmp_path)
+    again, _ = whole(tmp_path, 1, ("*norm*", "model.layers.1.*"))
+    assert again.base.dtype == torch.float32
+    assert torch.equal(again.initial(), theta)
+    assert lm.saved_loss(tmp_path, LONG) == float(lm.losses([theta], [LONG]))
 
 
 @pytest.mark.parametrize("kind", ["rank 4", "dense"])

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fedmezo.results.metrics import read_metrics
+from fedmezo.results.summary import summarise
 from tests.runs import CASES, MODEL_FILES, Runs
 
 
@@ -34,6 +36,31 @@ def test_replay_and_the_published_log_give_the_same_model(runs: Runs, run: Path)
         assert (imported / name).read_bytes() == content
     assert log.stat().st_size < (run / "model" / "model.safetensors").stat().st_size / 20
     assert "AutoModelForCausalLM.from_pretrained" in (run / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "train.zo.estimator": "one-sided",
+            "train.zo.queries": 2,
+            "model.dtype": "bfloat16",
+            "train.optimizer.lr": 0.02,
+        },
+        {"train.zo.estimator": "per-example", "train.zo.rank": 4, "train.optimizer.lr": 0.02},
+    ],
+    ids=lambda changes: changes["train.zo.estimator"],
+)
+def test_other_estimators_learn_and_replay(runs: Runs, changes: dict[str, object]) -> None:
+    name = str(changes["train.zo.estimator"])
+    run = runs.run(name, **{"llm.adapter.use": False, "federate.total_round_num": 12, "eval.freq": 12, **changes})
+    code, output = runs.finish("replay", run, "--out", runs.root / f"{name} replayed")
+    assert code == 0, output
+    for file in MODEL_FILES:
+        assert (runs.root / f"{name} replayed" / file).read_bytes() == (run / "model" / file).read_bytes()
+    [losses] = [part for part in summarise(read_metrics(run / "metrics.jsonl")).evaluations if part.name == "val_loss"]
+    assert losses.after < 0.98 * losses.before
+    assert "whole models would take" in (run / "report.html").read_text()
 
 
 def test_eval_shows_the_model_before_and_after(runs: Runs, run: Path) -> None:

@@ -666,6 +666,11 @@ def test_what_a_schedule_does_not_use_is_said(tmp_path: Path) -> None:
         ("lonely", "not of the form key=value, such as train.optimizer.lr=1e-5"),
         ("a..b=1", "not of the form key=value, such as train.optimizer.lr=1e-5"),
         ("=1", "not of the form key=value, such as train.optimizer.lr=1e-5"),
+        (
+            "train.trainable=*norm*",
+            "not valid YAML: expected alphabetic or numeric character, but found '*'; "
+            "text that begins with * needs quotes",
+        ),
         ("seed=[1", "not valid YAML: expected ',' or ']', but got '<stream end>'"),
         ("federate.client_num.x=1", "federate.client_num.x: federate.client_num is 3, which has no keys below it"),
         ("data.splits.7=1", "data.splits.7: 7 is no position in a list of 3, which counts from 0"),

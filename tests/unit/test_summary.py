@@ -74,6 +74,11 @@ def test_the_final_table() -> None:
     ]
 
 
+def test_without_an_adapter_whole_models_would_be_sent() -> None:
+    metrics = [measured("bytes_up", 100, round_index=1), measured("bytes_full_models", 40_000, round_index=1)]
+    assert Row("whole models would take", "40.0 kB", "400 times as much") in summary_rows(summarise(metrics))
+
+
 def test_what_was_not_measured_has_no_row() -> None:
     assert summarise([]) == Summary(0, (), None, None, None, None, None, None)
     assert summary_rows(summarise([])) == [Row("rounds", "0")]

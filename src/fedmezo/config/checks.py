@@ -178,11 +178,11 @@ def _adapter(config: Config) -> Iterator[Conflict]:
 def _whole(config: Config) -> Iterator[Conflict]:
     """Without an adapter the state is the weights themselves."""
     why = "but without an adapter (llm.adapter.use: False) the weights themselves are trained"
-    if config.model.dtype not in (None, "auto", "float32"):
-        text = f"is {config.model.dtype}, {why}, in float32; set it to float32, or train an adapter"
+    if config.trainer.type == "llmtrainer" and config.model.dtype not in (None, "auto", "float32"):
+        text = f"is {config.model.dtype}, {why}, by llmtrainer in float32; set it to float32, or train an adapter"
         yield Conflict(("model.dtype", "llm.adapter.use"), text)
-    elif config.train.is_enable_half and config.model.dtype is None:
-        text = f"is True, {why}, in float32; set it to False, or train an adapter"
+    elif config.trainer.type == "llmtrainer" and config.train.is_enable_half and config.model.dtype is None:
+        text = f"is True, {why}, by llmtrainer in float32; set it to False, or train an adapter"
         yield Conflict(("train.is_enable_half", "llm.adapter.use"), text)
     if config.model.quantization not in (None, "none"):
         text = f"is {config.model.quantization}, {why}; leave it out, or train an adapter"

@@ -171,7 +171,9 @@ def _syntax_problem(document: Document, text: str, error: yaml.MarkedYAMLError) 
         return document.at_line(line), "indented with a tab; YAML indents with spaces only"
     reason = str(error.problem or error.context)
     shown = reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}..."  # it may quote the file
-    return document.at_line(line), f"not valid YAML: {shown}"
+    is_alias = error.context == "while scanning an alias" or "undefined alias" in reason
+    quotes = "; text that begins with * needs quotes" if is_alias else ""
+    return document.at_line(line), f"not valid YAML: {shown}{quotes}"
 
 
 class _Builder:

@@ -360,7 +360,7 @@ class Model(Section):
     )
     """A causal language model: a name on the Hugging Face hub, a local folder, or a GGUF file ([models](models.md))."""
     dtype: Annotated[Literal["auto"] | Dtype | None, Allowed("auto, float32, bfloat16 or float16")] = None
-    """Number format of the base weights; auto: the fastest here with a sound g. Unset: float32, or half precision."""
+    """Number format that the base computes in; auto: the fastest here with a sound g. Unset: float32, or half."""
     quantization: Quantization | None = None
     """Linear layers with weights in 8 or 4 bits, int8-dynamic: products too. Unset: none, or as dtype auto finds."""
     streamed: bool = False
@@ -457,9 +457,9 @@ class Train(Section):
     """Perturbed copies that share a forward pass: as many as memory allows, or a number; 1 is one after the other."""
     compile: Annotated[Literal["auto"] | bool, Allowed("auto, true or false")] = "auto"
     """Compile directions and forward pass (on a GPU: CUDA graphs), for a slower start; auto: in long runs on a CPU."""
-    trainable: Annotated[tuple[str, ...], Allowed("a list of names with * and ?, such as ['*norm*', '*.bias']")] = (
-        Field(("*",), min_length=1, strict=False)
-    )
+    trainable: Annotated[
+        tuple[str, ...], Allowed("a list of names with *, ? and [0-9], such as ['*norm*', '*.bias']")
+    ] = Field(("*",), min_length=1, strict=False)
     """Without an adapter: which parameters to train, by patterns of their names."""
     gradient_checkpointing: bool = False
     """llmtrainer: compute activations again on the way back instead of keeping them, for less memory and more time."""

@@ -12,16 +12,22 @@ _EMPTY = {"val": "validation", "test": "test"}
 def settled(config: Config) -> tuple[Config, list[str]]:
     """The configuration with such keys settled, and what the user should be told."""
     config, notices = _with_split(config)
-    return _with_noise(config), notices
+    config, more = _with_noise(config)
+    return config, notices + more
 
 
-def _with_noise(config: Config) -> Config:
+def _with_noise(config: Config) -> tuple[Config, list[str]]:
     """Directions of low rank where all parameters are trained, unless others were asked for."""
     zo = config.train.zo
-    if config.llm.adapter.use or config.trainer.type != "mezotrainer" or "noise" in zo.model_fields_set:
-        return config
+    if config.llm.adapter.use or config.trainer.type != "mezotrainer" or zo.noise == "low-rank":
+        return config, []
+    if "noise" in zo.model_fields_set:
+        return config, [
+            f"train.zo.noise {zo.noise}: without an adapter each step makes all directions of its client's round "
+            "again, and is slower than the one before it; low-rank, the default then, does not"
+        ]
     train = config.train.model_copy(update={"zo": zo.model_copy(update={"noise": "low-rank"})})
-    return config.model_copy(update={"train": train})
+    return config.model_copy(update={"train": train}), []
 
 
 def _with_split(config: Config) -> tuple[Config, list[str]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 
 import torch
@@ -21,25 +23,37 @@ class FlatParameters:
 
     Make one per model: a second would take them away from the first.
 
+    Args:
+        model: whose trainable tensors are float32.
+        dtype: what it is to compute in; in half precision its tensors are rounded copies beside theta, not views of it.
+
     Raises:
         ModelError: the model has no trainable tensor, or one that is not float32.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         named = trainable_parameters(model)
         _require_float32(named)
         self.parameters = [parameter for _, parameter in named]
         self.segments = _segments(named)
-        theta = torch.empty(self.segments[-1].stop, device=self.parameters[0].device)
+        self._dtype = dtype
+        self._live = torch.empty(self.segments[-1].stop, device=self.parameters[0].device)
         for parameter, segment in zip(self.parameters, self.segments, strict=True):  # one by one, as each frees its own
-            part = theta[segment.start : segment.stop].view(segment.shape)
-            parameter.data = part.copy_(parameter.data)
-        self.point_at(theta)
+            parameter.data = self.part(segment).copy_(parameter.data).to(dtype)
 
     @property
     def live(self) -> Tensor:
         """Theta (d,) itself: whoever changes it changes the model."""
         return self._live
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether the live tensors are rounded copies of theta."""
+        return self._dtype != torch.float32
+
+    def part(self, segment: Segment) -> Tensor:
+        """One tensor of theta, in float32 whatever the model computes in."""
+        return self._live[segment.start : segment.stop].view(segment.shape)
 
     @property
     def device(self) -> torch.device:
@@ -51,10 +65,25 @@ class FlatParameters:
         self.point_at(theta.detach().to(self.device, copy=True))
 
     def point_at(self, theta: Tensor) -> None:
-        """Make the live tensors views of theta (d,) itself: no copy, and none in memory beside it."""
+        """Make the live tensors views of theta (d,) itself: no copy, and none in memory beside it; or round it anew."""
         self._live = theta
         for parameter, segment in zip(self.parameters, self.segments, strict=True):
-            parameter.data = theta[segment.start : segment.stop].view(segment.shape)
+            if self.is_rounded:
+                parameter.data.copy_(self.part(segment))
+            else:
+                parameter.data = self.part(segment)
+
+    @contextmanager
+    def unrounded(self) -> Iterator[None]:
+        """Within the block the live tensors are views of theta, whatever they are computed with in."""
+        rounded = [parameter.data for parameter in self.parameters]
+        for parameter, segment in zip(self.parameters, self.segments, strict=True):
+            parameter.data = self.part(segment)
+        try:
+            yield
+        finally:
+            for parameter, data in zip(self.parameters, rounded, strict=True):
+                parameter.data = data
 
     def flat(self) -> Tensor:
         """Copy the live tensors into a new theta (d,)."""

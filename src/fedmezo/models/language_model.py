@@ -29,6 +29,7 @@ class LanguageModel(ABC):
     Args:
         network: the model, whose trainable tensors require gradients.
         base: the causal language model inside.
+        dtype: what the trainable tensors are computed with in; see `FlatParameters`.
 
     Raises:
         ModelError: the model is not causal.
@@ -39,10 +40,12 @@ class LanguageModel(ABC):
     loader: ClassVar[str]
     """The library that loads it."""
 
-    def __init__(self, network: PreTrainedModel | PeftModel, base: PreTrainedModel) -> None:
+    def __init__(
+        self, network: PreTrainedModel | PeftModel, base: PreTrainedModel, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.network = network
         """The model at the live tensors: to generate text with."""
-        self._flat = FlatParameters(network)
+        self._flat = FlatParameters(network, dtype)
         self._set_training(False)
         require_causal(network, base)
         self._token_losses, notices = choose_path(network, base)

@@ -172,7 +172,7 @@ class PerturbedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (L b, ..., in) to (L b, ..., out)."""
         lanes = self.lanes
-        out: Tensor = self.layer(x)
+        out: Tensor = self.layer(x).float()
         assert lanes is not None, "lanes are given before"
         groups, places = lanes.coefficients.shape[:2]
         grouped = out.view(groups, -1, out.shape[-1])  # (G, n, out)
@@ -181,13 +181,13 @@ class PerturbedLinear(nn.Module):
             left, right = lanes.s_of(rows), lanes.t_of(rows)  # of the output, of the input
             if isinstance(self.layer, Conv1D):
                 left, right = right, left
-            low = torch.bmm(x.reshape(groups, -1, x.shape[-1]), right.mT)  # (G, n, K r)
+            low = torch.bmm(x.reshape(groups, -1, x.shape[-1]).float(), right.mT)  # (G, n, K r)
             low.view(groups, places, -1, low.shape[-1]).mul_(lanes.scaled(rows).unsqueeze(2))
             grouped.baddbmm_(low, left)
         if "bias" in self.segments:
             steps = torch.bmm(lanes.coefficients, lanes.s_of(lanes.rows_of(self.segments["bias"])))  # (G, P, out)
             out.view(groups, places, -1, out.shape[-1]).add_(steps.unsqueeze(2))
-        return out
+        return out.to(x.dtype)
 
 
 class PerturbedEmbedding(nn.Module):
@@ -212,26 +212,30 @@ class PerturbedEmbedding(nn.Module):
         assert lanes is not None, "lanes are given before"
         if indices.dim() == 1 or len(indices) == 1 < lanes.lanes * self.rows:
             indices = indices.expand(lanes.lanes * self.rows, -1)
-        out: Tensor = self.layer(indices)
+        out: Tensor = self.layer(indices).float()
         groups, places = lanes.coefficients.shape[:2]
         rows = lanes.rows_of(self.segments["weight"])
         low = lanes.s_at(rows, indices.reshape(groups, -1)).mT.contiguous()  # (G, n, K r)
         low.view(groups, places, -1, low.shape[-1]).mul_(lanes.scaled(rows).unsqueeze(2))
         out.view(groups, -1, out.shape[-1]).baddbmm_(low, lanes.t_of(rows))
-        return out
+        return out.to(self.weight.dtype)
 
 
 class PerturbedModule(nn.Module):
     """Any module with tensors of its own, called for each lane in turn with that lane's.
 
-    They are exchanged, never written to: the live tensors are views of theta.
+    They are exchanged, never written to: the live tensors are views of theta. Where they are rounded copies of it,
+    vectors alone (norms) are computed with in float32: rounded, 1 + eps would be 1.
     """
 
-    def __init__(self, module: nn.Module, segments: Mapping[str, Segment]) -> None:
+    def __init__(self, module: nn.Module, segments: Mapping[str, Segment], flat: FlatParameters) -> None:
         super().__init__()
         self.module = module
         self.segments = segments
+        self.flat = flat
         self.live = {name: module.get_parameter(name) for name in segments}
+        own = list(module.parameters())
+        self.widened = flat.is_rounded and len(own) == len(segments) and all(p.dim() < 2 for p in own)
         if "weight" in self.live:
             self.weight = self.live["weight"]
         self.rows = 1
@@ -268,21 +272,30 @@ class PerturbedModule(nn.Module):
         return value[lane * size : (lane + 1) * size]
 
     def _values(self, lanes: Lanes) -> Iterator[tuple[Tensor, ...]]:
-        each = [lanes.tensors(segment, self.live[name].data) for name, segment in self.segments.items()]
+        each = [lanes.tensors(segment, self.flat.part(segment)) for segment in self.segments.values()]
         return zip(*each, strict=True)
 
     def _of_lane(self, args: Sequence[Any], kwargs: Mapping[str, Any], values: Sequence[Tensor]) -> Tensor:
         kept = [parameter.data for parameter in self.live.values()]
+        dtype = kept[0].dtype
+        if self.widened:
+            args, kwargs = [_widened(value) for value in args], {key: _widened(kwargs[key]) for key in kwargs}
+        else:
+            values = [value.to(dtype) for value in values]
         self._exchange(values)
         try:
             made: Tensor = self.module(*args, **kwargs)
         finally:
             self._exchange(kept)
-        return made
+        return made.to(dtype)
 
     def _exchange(self, values: Sequence[Tensor]) -> None:
         for parameter, value in zip(self.live.values(), values, strict=True):
             parameter.data = value
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 PerturbedLayer = PerturbedLinear | PerturbedEmbedding | PerturbedModule
@@ -354,14 +367,14 @@ def _with_perturbed_layers(
         for name, child in list(parent.named_children()):
             own = {key: segments[id(p)] for key, p in child.named_parameters(recurse=False) if id(p) in segments}
             if own:
-                layers.append(_perturbed(child, own, low_rank=low_rank))
+                layers.append(_perturbed(child, own, flat, low_rank=low_rank))
                 setattr(parent, name, layers[-1])
     return copied, layers
 
 
-def _perturbed(layer: nn.Module, own: Mapping[str, Segment], *, low_rank: bool) -> PerturbedLayer:
+def _perturbed(layer: nn.Module, own: Mapping[str, Segment], flat: FlatParameters, *, low_rank: bool) -> PerturbedLayer:
     if low_rank and isinstance(layer, nn.Linear | Conv1D) and type(layer) in (nn.Linear, Conv1D):
         return PerturbedLinear(layer, own)
     if low_rank and isinstance(layer, nn.Embedding) and type(layer) is nn.Embedding:
         return PerturbedEmbedding(layer, own)
-    return PerturbedModule(layer, own)
+    return PerturbedModule(layer, own, flat)

@@ -1,13 +1,15 @@
 """All parameters of a language model, or those that patterns choose, as the flat vector theta.
 
-Theta is the weights themselves: the model's tensors are views of it, and closing a round changes them in place.
-Perturbed weights are never made; see `perturbed`.
+Theta is the weights themselves: the model's tensors are views of it, and closing a round changes them in place; or they
+are copies of it in half precision, which are rounded anew when a round begins. Perturbed weights are never made; see
+`perturbed`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -45,8 +47,9 @@ class WholeLM(LanguageModel):
     Args:
         base: a causal language model in float32, frozen.
         tokenizer: written beside the model.
-        patterns: names of the parameters to train, with * and ? for any characters.
+        patterns: names of the parameters to train, with * and ? and [...] as in names of files.
         low_rank: whether directions have low rank over the matrices.
+        dtype: what it computes in: float32, or half precision on a copy beside theta.
 
     Raises:
         ModelError: a pattern fits no parameter, or the model is not in float32.
@@ -61,9 +64,13 @@ class WholeLM(LanguageModel):
         patterns: Sequence[str] = ALL,
         *,
         low_rank: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         choose_parameters(base, patterns)
-        super().__init__(base, base)
+        for parameter in base.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+        super().__init__(base, base, dtype)
         self._tokenizer = tokenizer
         self._most_lanes = 1 << 30
         self._forward: PerturbedForward | None = PerturbedForward(
@@ -109,7 +116,7 @@ class WholeLM(LanguageModel):
     def save(self, theta: Tensor, directory: Path) -> None:
         """Write what `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load."""
         self.show(theta)
-        with without_progress_bar():
+        with without_progress_bar(), self._in_float32():
             state = _apart(self.base.state_dict())
             self.base.save_pretrained(directory, state_dict=state, max_shard_size=SHARD_SIZE)
         self._tokenizer.save_pretrained(directory)
@@ -125,6 +132,17 @@ class WholeLM(LanguageModel):
     def read(self, directory: Path) -> Tensor:
         """There is nothing to read: a saved model is a base model."""
         raise ModelError(f"federate.restore_from: without an adapter, set model.type to {directory} instead")
+
+    @contextmanager
+    def _in_float32(self) -> Iterator[None]:
+        """Within the block the model is theta itself, and what is not trained is widened."""
+        frozen = {parameter: parameter.data for parameter in self.base.parameters() if not parameter.requires_grad}
+        for parameter, data in frozen.items():
+            parameter.data = data.float()
+        with self._flat.unrounded():
+            yield
+        for parameter, data in frozen.items():
+            parameter.data = data
 
     def _check(self) -> None:
         """Compare two lanes together with each alone, and see that every tensor is where a lane can have its own."""
@@ -180,6 +198,11 @@ def choose_parameters(base: PreTrainedModel, patterns: Sequence[str]) -> None:
                 f"{', '.join(_examples(list(named)))}"
             )
     for name, parameter in named.items():
+        if name in chosen and parameter.dtype != torch.float32:
+            raise ModelError(
+                f"{name} is {parameter.dtype}: without an adapter (llm.adapter.use: False) the weights themselves are "
+                "trained, and are to be given in torch.float32; model.dtype says what is computed in"
+            )
         parameter.requires_grad_(name in chosen)
 
 

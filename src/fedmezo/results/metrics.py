@@ -19,6 +19,7 @@ written as null, since JSON has no word for it, and read back as NaN; every othe
 | traffic | bytes_up            | B          | each client, all  | encoded messages from client to server              |
 | traffic | bytes_down          | B          | each client, all  | encoded messages from server to client              |
 | traffic | bytes_full_adapters | B          | all               | both ways, had the round sent whole adapters        |
+| traffic | bytes_full_models   | B          | all               | the same of a run without an adapter                |
 | cost    | seconds             | s          | all               | wall-clock time of the round, evaluation included   |
 | cost    | forward_passes      | 1          | all               | forward passes of single batches                    |
 | cost    | peak_memory         | B          | all               | largest memory in use so far                        |
@@ -56,6 +57,7 @@ EVENT_AND_UNIT = {
     "bytes_up": ("traffic", "B"),
     "bytes_down": ("traffic", "B"),
     "bytes_full_adapters": ("traffic", "B"),
+    "bytes_full_models": ("traffic", "B"),
     "seconds": ("cost", "s"),
     "forward_passes": ("cost", "1"),
     "peak_memory": ("cost", "B"),

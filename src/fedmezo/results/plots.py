@@ -21,6 +21,7 @@ from fedmezo.results.metrics import Metric
 from fedmezo.results.summary import (
     PART_OF_ACCURACY,
     PART_OF_LOSS,
+    WHOLE,
     Evaluations,
     Summary,
     evaluations,
@@ -43,7 +44,7 @@ RUN_DASHES = ("-", "--", ":", "-.")
 MAX_CLIENT_LINES = 10  # more would be a smear; a band shows them better
 MAX_MARKERS = 40
 LEGEND_CHARACTERS = 150  # fit beside each other below the picture
-WORTH_SHOWING = 1.5  # whole adapters within this factor of what was sent would cover its curve
+WORTH_SHOWING = 1.5  # whole adapters or models within this factor of what was sent would cover its curve
 DIVERGED = 2.0  # a loss this many times the first one would flatten every other curve
 
 
@@ -148,18 +149,19 @@ def _mark_best(axes: Axes, part: Evaluations) -> None:
 
 
 def _plot_bytes(axes: Axes, metrics: Sequence[Metric], parts: Sequence[Evaluations]) -> None:
-    """Draw losses against what was sent, and the deciding loss against what whole adapters would have taken."""
+    """Draw losses against what was sent, and the deciding loss against what whole adapters or models would take."""
     sent = _traffic(metrics)
-    full = _cumulative(series(metrics, "bytes_full_adapters"))
     if not sent:
         axes.text(0.5, 0.5, "no traffic measured", transform=axes.transAxes, ha="center", color=GREY)
         return
     axes.plot([], [], color=INK, lw=2.2, label=f"as sent: {human_bytes(max(sent.values()))} in all")
     for part in parts:
         _plot_against(axes, part, sent, "-", **_bold(part))
-    if full and max(full.values()) > WORTH_SHOWING * max(sent.values()):
-        label = f"had whole adapters been sent: {human_bytes(max(full.values()))}"
-        _plot_against(axes, parts[0], full, "--", color=GREY, lw=1.5, label=label)
+    for name, what in WHOLE.items():
+        full = _cumulative(series(metrics, name))
+        if full and max(full.values()) > WORTH_SHOWING * max(sent.values()):
+            label = f"had {what} been sent: {human_bytes(max(full.values()))}"
+            _plot_against(axes, parts[0], full, "--", color=GREY, lw=1.5, label=label)
 
 
 def _plot_against(axes: Axes, part: Evaluations, sent: Mapping[int, float], dash: str, **line: Any) -> None:

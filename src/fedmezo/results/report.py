@@ -52,6 +52,8 @@ FILES = {
     "metrics.jsonl": "every measured number",
     "adapter": "the tuned adapter, for PeftModel.from_pretrained",
     "adapter_best": "the adapter of the best round",
+    "model": "the tuned model, for AutoModelForCausalLM.from_pretrained",
+    "model_best": "the model of the best round",
     "snapshots": "weights to resume from",
     "tensorboard": "event files for TensorBoard",
     "report.png": "the picture above",

@@ -10,6 +10,8 @@ from fedmezo.results.metrics import Metric, is_accuracy
 
 PART_OF_LOSS = {"val_loss": "validation loss", "test_loss": "test loss"}
 PART_OF_ACCURACY = {"val_accuracy": "validation accuracy", "test_accuracy": "test accuracy"}
+WHOLE = {"bytes_full_adapters": "whole adapters", "bytes_full_models": "whole models"}
+"""What a round would have sent without scalars, by the metric that says how much; a run has one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Summary:
     forward_passes: int | None
     peak_memory: int | None  # bytes
     seconds: float | None
+    bytes_full_models: int | None = None  # the same of a run without an adapter
     accuracies: tuple[Evaluations, ...] = ()  # in the same order
     best_key: str = "val_loss"
 
@@ -99,6 +102,7 @@ def summarise(metrics: Sequence[Metric], best_key: str = "val_loss") -> Summary:
         bytes_up=_total(metrics, "bytes_up"),
         bytes_down=_total(metrics, "bytes_down"),
         bytes_full_adapters=_total(metrics, "bytes_full_adapters"),
+        bytes_full_models=_total(metrics, "bytes_full_models"),
         forward_passes=_total(metrics, "forward_passes"),
         peak_memory=max((round(value) for _, value in series(metrics, "peak_memory")), default=None),
         seconds=sum(value for _, value in timed) if (timed := series(metrics, "seconds")) else None,
@@ -132,7 +136,10 @@ def summary_rows(summary: Summary) -> list[Row]:
     measured = (
         ("bytes up", summary.bytes_up, human_bytes, ""),
         ("bytes down", summary.bytes_down, human_bytes, ""),
-        ("whole adapters would take", summary.bytes_full_adapters, human_bytes, _times(summary)),
+        *(
+            (f"{what} would take", full := getattr(summary, name), human_bytes, _times(summary, full))
+            for name, what in WHOLE.items()
+        ),
         ("forward passes", summary.forward_passes, "{:,}".format, ""),
         ("peak memory", summary.peak_memory, human_bytes, ""),
         ("time", summary.seconds, human_seconds, ""),
@@ -185,11 +192,11 @@ def _accuracy_row(part: Evaluations) -> Row:
     return Row(PART_OF_ACCURACY[part.name], f"{part.before:.1%} -> {part.after:.1%}", change)
 
 
-def _times(summary: Summary) -> str:
+def _times(summary: Summary, full: int | None) -> str:
     sent = (summary.bytes_up or 0) + (summary.bytes_down or 0)
-    if not sent or not summary.bytes_full_adapters:
+    if not sent or not full:
         return ""
-    ratio = summary.bytes_full_adapters / sent
+    ratio = full / sent
     return f"{ratio:,.0f} times as much" if ratio >= 9.5 else f"{ratio:.1f} times as much"
 
 

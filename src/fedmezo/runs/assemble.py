@@ -117,8 +117,9 @@ def load_model(config: Config, handed: HandedBase | None = None) -> TunedModel:
     else:
         own_code = config.model.trust_remote_code
         name, cache = config.model.type, config.llm.cache.model
+        held = dtype if config.llm.adapter.use else torch.float32  # what is trained is held in float32
         base, tokenizer = load_base(
-            name, cache, dtype, device, quantization=scheme, own_code=own_code, streamed=config.model.streamed
+            name, cache, held, device, quantization=scheme, own_code=own_code, streamed=config.model.streamed
         )
     assert isinstance(tokenizer, PreTrainedTokenizerFast), "load_base asks for a fast tokenizer"
     fingerprint = base_hash(base)
@@ -128,7 +129,7 @@ def load_model(config: Config, handed: HandedBase | None = None) -> TunedModel:
         beside = tokenizer if ending.is_new else None
         model = CausalLM(base, config.llm.adapter.args[0].model_dump(), config.seed, beside)
     else:
-        model = WholeLM(base, tokenizer, config.train.trainable, low_rank=_has_low_rank(config))
+        model = WholeLM(base, tokenizer, config.train.trainable, low_rank=_has_low_rank(config), dtype=dtype)
     notices = (*device_notices, *dtype_notices, *ending.notices, *model.notices)
     return TunedModel(model, tokenizer, fingerprint, dtype, scheme, model.initial(), notices)
 

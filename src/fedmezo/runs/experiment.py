@@ -305,6 +305,7 @@ def _training(
         save_freq=config.federate.save_freq,
         keep_initial=restored,
         forward_passes_per_batch=estimator.passes if estimator else 1,
+        whole=f"bytes_full_{tuned.model.folder}s",
         journal=journal,
         sinks=sinks,
         listeners=_listeners(this.place.own),

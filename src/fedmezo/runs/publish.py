@@ -17,6 +17,7 @@ from fedmezo.plain import plain
 from fedmezo.results.console import work_progress
 from fedmezo.results.summary import human_bytes
 from fedmezo.runs.card import public_name
+from fedmezo.runs.directory import ADAPTER_FOLDER, MODEL_FOLDER
 from fedmezo.runs.format import Header
 from fedmezo.runs.journal import JOURNAL_FILE, Journal, read_journal
 from fedmezo.runs.log_file import PublishedLog, decode_log, encode_log
@@ -60,7 +61,7 @@ def export_log(folder: Path, file: Path, *, to_round: int | None = None) -> int:
         raise StorageError(f"{file}: cannot be written: {error.strerror}") from error
     _say(
         f"{file}: {journal.next_round} of {journal.header.rounds} planned rounds in {human_bytes(len(content))}; the "
-        f"adapter itself takes {human_bytes(BYTES_PER_PARAMETER * journal.header.num_parameters)}"
+        f"{_what(journal.header)} itself takes {human_bytes(BYTES_PER_PARAMETER * journal.header.num_parameters)}"
     )
     if to_round is None and not journal.ended:
         _say("the journal has no end: the run is not finished, or lines are missing at the journal's end")
@@ -88,12 +89,12 @@ def _require_whole(journal: Journal, folder: Path, to_round: int | None) -> None
 def import_log(
     file: Path, base: str, out: Path | None = None, restore_from: Path | None = None, *, own_code: bool = False
 ) -> int:
-    """Turn a published log into an adapter; returns the exit code.
+    """Turn a published log into an adapter, or a model; returns the exit code.
 
     Args:
         file: that `export_log` wrote.
         base: name or folder of the base model.
-        out: the adapter's folder; by default beside the file, under its name and `-adapter`.
+        out: the folder to write; by default beside the file, under its name and `-adapter` or `-model`.
         restore_from: the adapter that the run started from; None for a fresh one.
         own_code: run Python code that the model brings along.
 
@@ -103,12 +104,12 @@ def import_log(
         ModelError: the base model is another one, or the adapter that the run started from cannot be read.
         StorageError: the adapter cannot be written.
     """
-    out = out or file.with_name(f"{file.stem}-adapter")
-    require_free(out)
     try:
         log = decode_log(read_whole(file), str(file))
     except OSError as error:
         raise RunError(f"{file}: cannot be read: {error.strerror}") from error
+    out = out or file.with_name(f"{file.stem}-{_what(log.header)}")
+    require_free(out)
     require_scalars(log.header, file)
     model = open_model(log.header, base, own_code=own_code)
     theta = _starting_theta(model, log.header, restore_from)
@@ -122,6 +123,10 @@ def import_log(
     write_result(model, theta, log.header, len(log.records), out)
     _say(f"{out}: the {model.folder} after {len(log.records)} rounds, state {log.state_hash}")
     return 0
+
+
+def _what(header: Header) -> str:
+    return ADAPTER_FOLDER if header.adapter else MODEL_FOLDER
 
 
 def _starting_theta(model: LanguageModel, header: Header, adapter: Path | None) -> Tensor:

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fedmezo.config import Config, load_config
+from fedmezo.config.schema import Dtype
 from fedmezo.errors import ConfigError, ModelError, RunError, StorageError
 from fedmezo.federation.aggregate import SCALARS
 from fedmezo.federation.course import Course, hash_of
@@ -31,7 +32,7 @@ from fedmezo.plain import plain
 from fedmezo.records import RoundRecord, Segment
 from fedmezo.results.console import work_progress
 from fedmezo.runs.card import card_of_log, write_card
-from fedmezo.runs.directory import CONFIG_FILE
+from fedmezo.runs.directory import ADAPTER_FOLDER, CONFIG_FILE, MODEL_FOLDER
 from fedmezo.runs.format import Header
 from fedmezo.runs.journal import JOURNAL_FILE, Journal, read_journal
 from fedmezo.runs.snapshots import load_snapshot, snapshots_of
@@ -125,7 +126,7 @@ def open_model(header: Header, base: str, cache: str | None = None, *, own_code:
         ModelError: it cannot be loaded, or is not the base model that the header names.
         RunError: its trainable tensors are not those that the header names.
     """
-    dtype, cpu, scheme = DTYPES[header.dtype], torch.device("cpu"), header.quantization
+    dtype, cpu, scheme = DTYPES[_held_in(header)], torch.device("cpu"), header.quantization
     model, tokenizer = load_base(base, cache, dtype, cpu, quantization=scheme, own_code=own_code)
     found = base_hash(model)
     if found != header.base_hash:
@@ -138,7 +139,8 @@ def open_model(header: Header, base: str, cache: str | None = None, *, own_code:
     ending = settle_special_tokens(model, tokenizer)
     tuned: LanguageModel
     if header.adapter is None:
-        tuned = WholeLM(model, tokenizer, header.trainable, low_rank=header.noise == LOW_RANK)
+        low_rank = header.noise == LOW_RANK
+        tuned = WholeLM(model, tokenizer, header.trainable, low_rank=low_rank, dtype=DTYPES[header.dtype])
     else:
         tuned = CausalLM(model, header.adapter, header.seed, tokenizer if ending.is_new else None)
     if tuned.segments != header.segments:
@@ -155,8 +157,14 @@ def _trained(header: Header) -> str:
     )
 
 
+def _held_in(header: Header) -> Dtype:
+    """The number format of the base weights: what is trained is float32 whatever it is computed in."""
+    return header.dtype if header.adapter else "float32"
+
+
 def _form(header: Header) -> str:
-    return header.dtype if header.quantization == NONE else f"{header.dtype} quantised as {header.quantization}"
+    dtype = _held_in(header)
+    return dtype if header.quantization == NONE else f"{dtype} quantised as {header.quantization}"
 
 
 def _first_difference(here: Sequence[Segment], there: Sequence[Segment]) -> str:
@@ -172,8 +180,8 @@ def require_scalars(header: Header, where: Path) -> None:
     if header.protocol != SCALARS:
         raise RunError(
             f"{where}: a run of the {header.protocol} protocol cannot be replayed: its clients sent weights, of which "
-            f"the journal holds the hashes only. What came out is in {'adapter' if header.adapter else 'model'}/, the "
-            "last state in snapshots/"
+            "the journal holds the hashes only. What came out is in "
+            f"{ADAPTER_FOLDER if header.adapter else MODEL_FOLDER}/, the last state in snapshots/"
         )
 
 

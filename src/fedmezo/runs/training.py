@@ -82,6 +82,7 @@ class Training:
         save_freq: keep a snapshot every so many rounds; 0 or less keeps none of them.
         keep_initial: keep the snapshot of round 0, of a run whose initial theta cannot be derived.
         forward_passes_per_batch: of a client's local step.
+        whole: the metric that says what a round would have sent without scalars.
         journal: where rounds are committed.
         sinks: where metrics go.
         listeners: who hears of each round, once it is committed.
@@ -99,6 +100,7 @@ class Training:
     save_freq: int
     keep_initial: bool
     forward_passes_per_batch: int
+    whole: str
     journal: JournalWriter
     sinks: Sequence[Sink]
     listeners: Sequence[Listener]
@@ -228,7 +230,7 @@ class Training:
         here = self.state.round
         whole = 2 * clients * BYTES_PER_PARAMETER * self.federation.rules.num_parameters
         return [
-            measured("bytes_full_adapters", whole, round_index=here),
+            measured(self.whole, whole, round_index=here),
             measured("forward_passes", num_batches * self.forward_passes_per_batch, round_index=here),
             measured("peak_memory", peak_memory(self.model.device), round_index=here),
         ]

@@ -58,6 +58,7 @@ class Purpose(IntEnum):
     PARTITION = 5
     DROPOUT = 6
     GROUPS = 7
+    ROUNDING = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,13 @@ def words(stream: Stream, start: int, stop: int, device: torch.device | str = "c
         .to(torch.int64)
         .bitwise_and_(_MASK)[start - first * WORDS_PER_BLOCK : stop - first * WORDS_PER_BLOCK]
     )
+
+
+def halves(stream: Stream, start: int, stop: int, device: torch.device | str = "cpu") -> Tensor:
+    """16-bit halves [start, stop) of the words of a stream, the low one first: int32 values from 0 to 2^16 - 1."""
+    first, last = start // NORMALS_PER_BLOCK, -(-stop // NORMALS_PER_BLOCK)
+    packed = _packed(*_addresses([stream], first, last, torch.device(device))).view(torch.uint16).flatten()
+    return packed[start - first * NORMALS_PER_BLOCK : stop - first * NORMALS_PER_BLOCK].to(torch.int32)
 
 
 def permutation(stream: Stream, n: int) -> Tensor:
