@@ -40,7 +40,7 @@ _TWO_POINT = ("train.zo.estimator=two-point", "train.zo.queries=1")
 _ONE_SIDED = ("train.zo.estimator=one-sided", "train.zo.queries=4")
 _PER_EXAMPLE = ("train.zo.estimator=per-example", "train.zo.queries=1")
 _SCALE_FREE = "train.train_strategy=scale-free"
-_ALL = (*_SHORT, *_TWO_POINT, "llm.adapter.use=False", "train.zo.eps=1e-3")
+_ALL = (*_SHORT, *_TWO_POINT, "llm.adapter.use=False", "train.zo.eps=1e-3", "train.trust=True")
 _ALL_RATES = (6e-4, 8e-4, 1.1e-3)
 _BP = (*_SHORT, "trainer.type=llmtrainer", "federate.protocol=weights")
 _COARSER = "train.zo.eps=0.03"
