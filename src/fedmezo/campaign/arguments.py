@@ -41,7 +41,7 @@ def add_reproduce(commands: Commands) -> None:
     parser.add_argument("--larger-model", metavar="NAME", help="the larger model of table8 at the paper's scale")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of the data files")
     parser.add_argument("--seeds", type=count, metavar="N", help="seeds of each point (3)")
-    parser.add_argument("--jobs", type=count, metavar="N", help="runs at a time (small: one a core, paper: 1)")
+    parser.add_argument("--jobs", type=count, metavar="N", help="runs at a time (paper: 1, else one a core)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for everything (reproduction/SCALE)")
 
 
@@ -69,13 +69,13 @@ def _reproduce(options: argparse.Namespace) -> int:
         raise ConfigError(
             "fedmezo reproduce needs an item: `fedmezo reproduce --list` shows them, `all` is all of them"
         )
-    from fedmezo.campaign.laptop import FOLDER, LAPTOP, MODEL_FILE, prepare
+    from fedmezo.campaign.laptop import FOLDER, LAPTOP, plain_model, prepare
     from fedmezo.campaign.reproduce import LARGER_MODEL, ReproduceRequest, reproduce
     from fedmezo.campaign.runs import usable_cores
 
     if options.scale == LAPTOP:
         prepare(options.data_root or FOLDER)
-        options.model = options.model or str((options.data_root or FOLDER) / MODEL_FILE)
+        options.model = options.model or str(plain_model(options.data_root or FOLDER))
     request = ReproduceRequest(
         item=options.item,
         scale=options.scale,
@@ -83,7 +83,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         model=options.model,
         data_root=options.data_root,
         seeds=options.seeds,
-        workers=options.jobs or (usable_cores() if options.scale == "small" else 1),
+        workers=options.jobs or (1 if options.scale == "paper" else usable_cores()),
         out=options.out or Path("reproduction") / options.scale,
         larger_model=options.larger_model or LARGER_MODEL,
     )

@@ -36,6 +36,8 @@ class DownstreamSpec:
 
     rounds: tuple[int, ...]  # of the paper's
     tasks: Mapping[str, str]  # at this scale: task and what to call it
+    every_seed: bool  # or the first alone
+    limit: int | None  # only so many items of each task
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +113,15 @@ def _item(name: str, item: Mapping[str, Any], scale: str, content: Mapping[str, 
         by_round=item.get("by_round", False),
         against=tuple(item.get("against", ())),
         swept=item.get("swept", ""),
-        downstream=DownstreamSpec(tuple(downstream["rounds"]), downstream[scale]) if downstream else None,
+        downstream=_downstream(downstream, scale) if downstream else None,
         figures=tuple(item.get("figures", ())),
         points=tuple(_point(p, scale, content) for p in item["points"] if scale in p.get("scales", (scale,))),
     )
+
+
+def _downstream(downstream: Mapping[str, Any], scale: str) -> DownstreamSpec:
+    every_seed, limit = downstream.get("every_seed", False), downstream.get("limit")
+    return DownstreamSpec(tuple(downstream["rounds"]), downstream[scale], every_seed, limit)
 
 
 def _point(point: Mapping[str, Any], scale: str, content: Mapping[str, Any]) -> PointSpec:

@@ -109,9 +109,8 @@ def _write_item(
     preface = f"{item.about}\n\n    {_command(request, item.name)}"
     tables = [_table(item, plans, points, loss, preface)]
     if item.downstream:
-        folders = [next((f for f in point.folders), None) for point in points]
-        specs = [plan.spec for plan in plans]
-        tables.append(downstream_table(item, specs, folders, plans[0].config, request.out / "downstream", console))
+        specs, configs = [plan.spec for plan in plans], [plan.config for plan in plans]
+        tables.append(downstream_table(item, specs, points, configs, request.out / "downstream", console))
     for number, table in enumerate(tables):
         table.write(request.out, item.name if number == 0 else f"{item.name}-downstream")
         show_table(console, f"{item.name}: {table.title}", table.headings, table.rows)
