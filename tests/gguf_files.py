@@ -70,6 +70,7 @@ def write_gguf(
     writer.add_head_count_kv(config.num_key_value_heads or config.num_attention_heads)
     writer.add_rope_freq_base(10000.0)
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_key_length(config.hidden_size // config.num_attention_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     if with_tokenizer:
         _add_tokenizer(writer, chat_template)
@@ -80,6 +81,15 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return path
+
+
+def with_number(path: Path, key: str, value: int) -> Path:
+    """Change a number of the metadata in place."""
+    content = bytearray(path.read_bytes())
+    start = content.index(key.encode()) + len(key) + 4  # behind the key comes what kind of value it is
+    content[start : start + 4] = value.to_bytes(4, "little")
+    path.write_bytes(content)
     return path
 
 

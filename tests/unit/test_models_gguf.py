@@ -15,7 +15,7 @@ from fedmezo.errors import ModelError
 from fedmezo.models import loading
 from fedmezo.models.fingerprint import base_hash
 from fedmezo.models.loading import load_base
-from tests.gguf_files import tiny_llama, write_gguf
+from tests.gguf_files import tiny_llama, with_number, write_gguf
 
 CPU = torch.device("cpu")
 TEXT = "The quick brown fox jumps over the lazy dog."
@@ -135,5 +135,32 @@ def test_other_files_of_that_name_are_told_apart(tmp_path: Path) -> None:
 def test_what_a_file_lacks_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds no tokenizer"):
         load(write_gguf(tmp_path / "mute.gguf", tiny_llama(), with_tokenizer=False))
-    with pytest.raises(ModelError, match="architecture nosuch is not supported"):
+    with pytest.raises(ModelError, match=r"of the architecture nosuch, .* it reads bloom, .*original form"):
         load(write_gguf(tmp_path / "other.gguf", tiny_llama(), architecture="nosuch"))
+
+
+def test_shapes_that_transformers_guesses_wrong_are_taken_from_the_file(tmp_path: Path, plain: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(plain.read_bytes())
+    with_number(path, "llama.rope.dimension_count", 16)  # from which transformers takes the size of a head
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name)
+    model, tokenizer = load(path)
+    ids = torch.tensor([tokenizer(TEXT)["input_ids"]])
+    assert loss(model, ids) == loss(tiny_llama(), ids)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("llama.feed_forward_length", 95, r"mlp\.down_proj\.weight is \(64, 96\) in the file, and would be \(64, 95\)"),
+        ("tokenizer.ggml.eos_token_id", 300, "its tokenizer.ggml.eos_token_id is 300, but it has 259 tokens"),
+    ],
+)
+def test_metadata_that_does_not_fit_the_file_is_said(
+    tmp_path: Path, plain: Path, key: str, value: int, said: str
+) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(plain.read_bytes())
+    with pytest.raises(ModelError, match=said):
+        load(with_number(path, key, value))

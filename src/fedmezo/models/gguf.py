@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from gguf import GGUFReader
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-from transformers.integrations.gguf import read_gguf_metadata  # type: ignore[attr-defined]  # is not in its __all__
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.integrations.gguf import GGUF_ARCHS, read_gguf_metadata  # type: ignore[attr-defined]  # no __all__
+from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
 from fedmezo.data.parse import what_instead_of_data
 from fedmezo.errors import ModelError
@@ -26,6 +28,17 @@ SUFFIX = ".gguf"
 PACKAGE_PREFIX = "package:"
 
 _MAGIC = b"GGUF"
+_ARCHITECTURE, _TOKENS = "general.architecture", "tokenizer.ggml.tokens"
+_SPECIAL_TOKENS = ("bos", "eos", "unknown", "padding")
+_NOT_TAKEN_OVER = {
+    "head_dim": "attention.key_length",
+    "n_positions": "context_length",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+}
+"""Fields of a configuration that transformers leaves at their defaults for some architectures, and their metadata."""
+_NOT_CAUSAL = {"general", "tokenizer", "t5", "umt5"}
+"""What transformers lists among its architectures, but is none of a causal language model."""
 _UNREADABLE = (ValueError, IndexError, KeyError, OverflowError, struct.error)
 """What readers of the format raise where a file ends too early or holds something else."""
 
@@ -87,21 +100,50 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]
         ModelError: the file is no GGUF, truncated or damaged, part of a split model, or without a tokenizer.
         Exception: whatever else transformers raises, of an architecture that it does not know for example.
     """
-    _check(path, _metadata(path))
-    options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
-    auto_model: Any = AutoModelForCausalLM  # what it returns with `output_loading_info` is not in its annotations
-    with _damage_explained(path), redirect_stderr(io.StringIO()):  # tqdm's bar there cannot be turned off
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), padding_side="right", **options)
-        model, report = auto_model.from_pretrained(
-            str(path.parent),
-            dtype=dtype,
-            output_loading_info=True,
-            quantization_config=GgufConfig(dequantize=True),
-            **options,
+    metadata = _metadata(path)
+    _check(path, metadata)
+    place: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
+    with _failure_explained(path, metadata), redirect_stderr(io.StringIO()):  # tqdm's bar there cannot be turned off
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), padding_side="right", **place)
+        config = AutoConfig.from_pretrained(str(path.parent), **place)
+        pad = getattr(config, "pad_token_id", None)
+        if pad is not None and pad >= metadata[_TOKENS]:  # a default of the architecture's, for another vocabulary
+            config.pad_token_id = None
+        model, report = _read_weights(path, config, dtype)
+        if report["mismatched_keys"]:
+            model, report = _read_weights(path, _with_what_was_left(config, metadata), dtype)
+    if report["mismatched_keys"]:
+        name, in_file, wanted = sorted(report["mismatched_keys"])[0]
+        raise ModelError(
+            f"model {str(path)!r} has weights of other shapes than its metadata describes, as transformers reads it: "
+            f"{name} is {tuple(in_file)} in the file, and would be {tuple(wanted)}"
         )
     model.hf_quantizer = None  # from here on it is a plain model, whatever its file was
     vars(model.config).pop("quantization_config", None)
     return tokenizer, model, report
+
+
+def _read_weights(path: Path, config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    auto_model: Any = AutoModelForCausalLM  # what it returns with `output_loading_info` is not in its annotations
+    model, report = auto_model.from_pretrained(
+        str(path.parent),
+        config=config,
+        dtype=dtype,
+        gguf_file=path.name,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are in the report then, by name
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    return model, report
+
+
+def _with_what_was_left(config: Any, metadata: Mapping[str, Any]) -> Any:
+    """The configuration with those fields from the file that transformers left at the defaults of their class."""
+    for field, key in _NOT_TAKEN_OVER.items():
+        value = metadata.get(f"{metadata[_ARCHITECTURE]}.{key}")
+        if isinstance(value, int) and hasattr(config, field):
+            setattr(config, field, value)
+    return config
 
 
 def _metadata(path: Path) -> Mapping[str, Any]:
@@ -125,21 +167,38 @@ def _check(path: Path, metadata: Mapping[str, Any]) -> None:
             f"model {str(path)!r} is one of {parts} parts of a model: join them with `llama-gguf-split --merge`, which "
             "comes with llama.cpp"
         )
-    if "tokenizer.ggml.tokens" not in metadata:
-        raise ModelError(f"model {str(path)!r} holds no tokenizer (tokenizer.ggml.tokens), so it can read no text")
+    if _TOKENS not in metadata:
+        raise ModelError(f"model {str(path)!r} holds no tokenizer ({_TOKENS}), so it can read no text")
+    for kind in _SPECIAL_TOKENS:
+        key = f"tokenizer.ggml.{kind}_token_id"
+        if metadata.get(key, 0) >= metadata[_TOKENS]:
+            raise ModelError(
+                f"model {str(path)!r} is damaged: its {key} is {metadata[key]}, but it has {metadata[_TOKENS]} tokens"
+            )
 
 
 @contextmanager
-def _damage_explained(path: Path) -> Iterator[None]:
+def _failure_explained(path: Path, metadata: Mapping[str, Any]) -> Iterator[None]:
     """Where reading fails, find out whether the file is whole; only then, since a second look takes seconds."""
     try:
         yield
-    except Exception:
+    except Exception as error:
         try:
             GGUFReader(path)
         except _UNREADABLE as damage:
             raise _damaged(path, damage) from damage
+        if "architecture" in str(error) and "not supported" in str(error):
+            raise ModelError(
+                f"model {str(path)!r} is of the architecture {metadata[_ARCHITECTURE]}, which transformers "
+                f"{transformers.__version__} does not read from GGUF files; it reads {', '.join(_known())}. Give the "
+                "model in its original form, a folder or a name on the hub"
+            ) from error
         raise
+
+
+def _known() -> list[str]:
+    """The architectures that transformers reads, by the names that it has for them."""
+    return sorted({*GGUF_SUPPORTED_ARCHITECTURES, *GGUF_ARCHS} - _NOT_CAUSAL)
 
 
 def _damaged(path: Path, error: Exception) -> ModelError:
