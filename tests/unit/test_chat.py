@@ -28,6 +28,18 @@ THINKING = (  # earlier answers lose what was thought, the last one has a place 
     "<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
 )
+TOGGLED = (  # as Qwen3's: without thinking, the last answer and the prompt for one begin with an empty thought
+    "{% set empty = '<think>\n\n</think>\n\n' %}"
+    "{% for m in messages %}<s>{{ m['role'] }}\n{{ empty if m['role'] == 'assistant' and loop.last else '' }}"
+    "{{ m['content'] }}</s>\n{% endfor %}{% if add_generation_prompt %}<s>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ empty }}{% endif %}{% endif %}"
+)
+ALWAYS_THINKING = (  # as DeepSeek-R1's: a thought is opened for the model, and is not shown of an answer that is there
+    "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'].split('</think>')[-1] | trim }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: <think>\n{% endif %}"
+)
+WITHOUT_OPENING = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+DATED = "{{ strftime_now('%d %B %Y') }} " + CHATML
 TURNS = (Turn("user", "Hi, who?"), Turn("assistant", "Ann."), Turn("user", "And then?"), Turn("assistant", "Bob, ok"))
 TALK = Example("And then?", "", "Bob, ok", "", "conversation", TURNS)
 
@@ -80,6 +92,22 @@ def counted(example: Example, prompts: Prompts, made: Any) -> tuple[str, list[st
             "<s>assistant\n<think>\n\n</think>\n\nBob, ok</s>",
             ["Ann.</s>", "<think>\n\n</think>\n\nBob, ok</s>"],
         ),
+        (
+            TOGGLED,
+            "<s>user\nHi, who?</s>\n<s>assistant\nAnn.</s>\n<s>user\nAnd then?</s>\n"
+            "<s>assistant\n<think>\n\n</think>\n\nBob, ok</s>",
+            ["Ann.</s>", "Bob, ok</s>"],
+        ),
+        (
+            ALWAYS_THINKING,
+            "<s>user: Hi, who?</s><s>assistant: Ann.</s><s>user: And then?</s><s>assistant: Bob, ok</s>",
+            ["Ann.</s>", "Bob, ok</s>"],
+        ),
+        (
+            WITHOUT_OPENING,
+            "<s>user: Hi, who?</s><s>assistant: Ann.</s><s>user: And then?</s><s>assistant: Bob, ok</s>",
+            ["<s>assistant: Ann.</s>", "<s>assistant: Bob, ok</s>"],
+        ),
     ],
 )
 def test_the_assistants_turns_count_and_no_others(template: str, whole: str, answers: list[str]) -> None:
@@ -130,6 +158,34 @@ def test_of_a_candidate_its_own_tokens_count_alone() -> None:
         assert made.decode(batch.input_ids[0]).endswith("No"), "nothing follows it"
 
 
+@pytest.mark.parametrize(
+    ("template", "prompt", "judged"),
+    [
+        (CHATML, "<s>user\nOk?</s>\n<s>assistant\n", "Yes"),
+        (LLAMA, "<s>[INST] Ok? [/INST]", " Yes"),
+        (THINKING, "<s>user\nOk?</s>\n<s>assistant\n", "Yes"),
+        (TOGGLED, "<s>user\nOk?</s>\n<s>assistant\n<think>\n\n</think>\n\n", "Yes"),
+        (ALWAYS_THINKING, "<s>user: Ok?</s><s>assistant: ", " Yes"),
+        (WITHOUT_OPENING, "<s>user: Ok?</s>", " Yes"),
+    ],
+)
+def test_prompts_and_candidates_stand_in_the_text_that_is_trained_on(template: str, prompt: str, judged: str) -> None:
+    made = tokenizer(template)
+    prompts = prompts_for("chat", "", made)
+    question = Example("Ok?", "", "Yes", "", choices=("No", "Yes"))
+    whole = prompts.whole(question).content
+    assert prompts.prompt(question).content == prompt
+    assert whole.startswith(prompt)
+    text = prompts.candidate(question, "Yes")
+    assert whole.startswith(text.content)
+    batch = encode_texts([text], made, 500).batch([0])
+    assert made.decode(batch.labels[0][batch.labels[0] != IGNORE_LABEL]) == judged
+
+
+def test_the_day_is_no_part_of_the_data() -> None:
+    assert prompts_for("chat", "", tokenizer(DATED)).whole(TALK).content.startswith("26 Jul 2024 <s>user")
+
+
 def test_a_conversation_cut_short_keeps_the_answers_that_are_left() -> None:
     made = tokenizer(CHATML)
     prompts = prompts_for("alpaca", "", made)
@@ -160,6 +216,15 @@ def test_what_a_template_refuses_is_said() -> None:
     shouting = prompts_for("chat", "", tokenizer(CHATML.replace("message['content']", "message['content'] | upper")))
     with pytest.raises(DataError, match=r"does not show an answer as it is: 'Ann\.'"):
         shouting.whole(Example("Hi", "", "Ann.", ""))
+
+
+def test_of_several_templates_the_default_is_taken() -> None:
+    made = tokenizer()
+    made.chat_template = {"default": CHATML, "tool_use": LLAMA}
+    assert prompts_for("chat", "", made).whole(TALK).content.startswith("<s>user\nHi")
+    made.chat_template = {"rag": CHATML, "tool_use": LLAMA}
+    with pytest.raises(ModelError, match="none is its default"):
+        prompts_for("chat", "", made)
 
 
 def test_without_a_template_there_is_no_chat() -> None:

@@ -77,8 +77,9 @@ class Prompts:
 
     def candidate(self, example: Example, answer: str) -> Text:
         """An example's prompt with an answer whose tokens alone count; raises as `whole` does."""
-        prompt = self.prompt(example)
-        return _answered(prompt.content, answer, ended=False, opened=prompt.opened)
+        if self._is_chat(example):
+            return self._chat.candidate([*_turns(example)[:-1], Turn("assistant", answer)])
+        return _answered(self._opening(example), answer, ended=False)
 
     @property
     def _chat(self) -> ChatTemplate:
