@@ -13,6 +13,7 @@ import math
 import random
 import shutil
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,7 +107,8 @@ def _near(value: Any, rng: random.Random) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
-        return rng.choice((value + 1, -value, value * 1000, value / 3, value * 10**9))
+        third = value // 3 if isinstance(value, int) and abs(value) > sys.float_info.max else value / 3
+        return rng.choice((value + 1, -value, value * 1000, third, value * 10**9))
     if isinstance(value, str):
         return rng.choice((value[:-1], value + value, value[::-1], value.upper(), value.replace("a", "b")))
     return value

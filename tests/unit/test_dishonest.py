@@ -12,13 +12,15 @@ import torch
 
 from fedmezo.engines.distributed import Arrival, Distributed
 from fedmezo.engines.peers import Contact
+from fedmezo.engines.rounds import closed_round_
+from fedmezo.errors import TrainingError
 from fedmezo.federation.aggregate import ReportRules
 from fedmezo.federation.clients import ZerothOrderClients
 from fedmezo.federation.course import Course
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.joining import Reason, Setup, is_setup
 from fedmezo.federation.rates import RateStrategy
-from fedmezo.federation.round import Federation, ServerState, close_round_, initial_state, plan_round, replay_round_
+from fedmezo.federation.round import Federation, ServerState, initial_state, plan_round, replay_round_
 from fedmezo.machines.site import Loaded, Site
 from fedmezo.records import Refusal, RoundRecord
 from fedmezo.zo.arithmetic import state_hash
@@ -101,7 +103,7 @@ def federation(protocol: str, cohort_size: int = CLIENTS, min_clients: int = 2) 
 class Outcome:
     """A run's end."""
 
-    state: ServerState
+    theta: torch.Tensor
     records: list[RoundRecord]
     seconds: float
 
@@ -110,11 +112,10 @@ class Outcome:
         return [refusal for record in self.records for refusal in record.refusals]
 
 
-def play(attack: Attack, protocol: str = "scalars", *, flaps: bool = False, rounds: int = ROUNDS) -> Outcome:
-    chosen, stage = federation(protocol), Stage(protocol, attack, flaps)
-    engine = Distributed(
+def engine_of(stage: Stage, chosen: Federation, deadline: float | None = None, tries: int = 5) -> Distributed:
+    return Distributed(
         stage,
-        Downlink(protocol, SIZE, derivable=True),
+        Downlink(stage.protocol, SIZE, derivable=True),
         rules=chosen.rules,
         settings={},
         base_hash=BASE_HASH,
@@ -122,16 +123,31 @@ def play(attack: Attack, protocol: str = "scalars", *, flaps: bool = False, roun
         num_clients=CLIENTS,
         min_clients=chosen.min_clients,
         report_size=0,
+        deadline=deadline,
+        tries=tries,
         clock=lambda: stage.now,
     )
-    state, records = initial_state(THETA.clone()), []
+
+
+def go_through(engine: Distributed, chosen: Federation, state: ServerState, rounds: int) -> list[RoundRecord]:
+    """Run rounds from a state, whose theta is changed in place."""
+    records = []
     for _ in range(rounds):
-        plan = plan_round(chosen, state, engine.barred(state.round))
-        result = engine.run_round(plan, state)
-        state, record = close_round_(chosen, state, plan, result.reports, result.refusals)
+        state, plan, record, _ = closed_round_(engine, chosen, state)
         engine.close_round(plan, record)
         records.append(record)
-    return Outcome(state, records, stage.now)
+    return records
+
+
+def beginning() -> ServerState:
+    return initial_state(THETA.clone())
+
+
+def play(attack: Attack, protocol: str = "scalars", *, flaps: bool = False, rounds: int = ROUNDS) -> Outcome:
+    chosen, stage = federation(protocol), Stage(protocol, attack, flaps)
+    state = beginning()
+    records = go_through(engine_of(stage, chosen), chosen, state, rounds)
+    return Outcome(state.theta, records, stage.now)
 
 
 def require_survival(outcome: Outcome, reason: str) -> None:
@@ -142,7 +158,7 @@ def require_survival(outcome: Outcome, reason: str) -> None:
         assert [client for client in clients if client != LIAR] == HONEST
     assert {refusal.client for refusal in outcome.refusals} == {LIAR}
     assert any(reason in refusal.reason for refusal in outcome.refusals), outcome.refusals
-    assert bool(torch.isfinite(outcome.state.theta).all())
+    assert bool(torch.isfinite(outcome.theta).all())
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -151,12 +167,12 @@ def test_the_honest_end_their_run_and_the_offender_is_named(name: str) -> None:
     outcome = play(attack)
     require_survival(outcome, reason)
     assert len(outcome.refusals) <= 6  # barred for 10 rounds, then 20, then 40
-    state = initial_state(THETA.clone())
+    state = beginning()
     for record in outcome.records:
         state = replay_round_(federation("scalars"), state, record)
         assert state.hash == record.state_hash
     without = play(lambda message, answer: None)
-    assert torch.dist(outcome.state.theta, without.state.theta) < 0.02 * torch.dist(THETA, without.state.theta)
+    assert torch.dist(outcome.theta, without.theta) < 0.02 * torch.dist(THETA, without.theta)
 
 
 @pytest.mark.parametrize(
@@ -214,26 +230,8 @@ def test_a_slow_client_takes_part_when_it_can() -> None:
         return answer
 
     stage.attack = attack
-    engine = Distributed(
-        stage,
-        Downlink("scalars", SIZE, derivable=True),
-        rules=chosen.rules,
-        settings={},
-        base_hash=BASE_HASH,
-        theta_hash=state_hash(THETA),
-        num_clients=CLIENTS,
-        min_clients=2,
-        report_size=0,
-        deadline=20.0,
-        clock=lambda: stage.now,
-    )
-    state, took_part = initial_state(THETA.clone()), []
-    for _ in range(300):
-        plan = plan_round(chosen, state, engine.barred(state.round))
-        result = engine.run_round(plan, state)
-        state, record = close_round_(chosen, state, plan, result.reports, result.refusals)
-        engine.close_round(plan, record)
-        took_part.append(LIAR in [part.client for part in record.contributions])
+    records = go_through(engine_of(stage, chosen, deadline=20.0), chosen, beginning(), 300)
+    took_part = [LIAR in [part.client for part in record.contributions] for record in records]
     assert took_part[0]
     assert not any(took_part[1:100])
     assert all(took_part[-50:])
@@ -259,8 +257,85 @@ def test_a_client_that_is_needed_is_asked_although_it_is_barred() -> None:
 
 
 def test_powers_of_scalars_are_remembered() -> None:
-    outcome = play(honest, rounds=7)
-    last = outcome.records[-1].contributions[0]
-    history = outcome.state.histories[last.client]
+    chosen, state = federation("scalars"), beginning()
+    engine = engine_of(Stage("scalars", honest), chosen)
+    for _ in range(7):
+        state, plan, record, _ = closed_round_(engine, chosen, state)
+        engine.close_round(plan, record)
+    last = record.contributions[0]
+    history = state.histories[last.client]
     assert len(history.powers) == 5
     assert history.powers[-1] == pytest.approx(math.fsum(g * g for g in last.scalars or ()) / 4)
+
+
+def test_a_round_without_enough_reports_is_tried_again_and_then_given_up() -> None:
+    """Each try lasts twice as long as the one before; what is left is the state of the last closed round."""
+    chosen = federation("scalars", min_clients=CLIENTS)
+    stage, state = Stage("scalars", on_task(lambda message, answer: None)), beginning()
+    with pytest.raises(TrainingError, match=r"3 usable reports of 4 .*client 2: it has not reported by the round's de"):
+        go_through(engine_of(stage, chosen, deadline=10.0, tries=4), chosen, state, 1)
+    assert stage.now == pytest.approx(10 * (1 + 2 + 4 + 8), abs=10)
+    assert torch.equal(state.theta, THETA)
+    after = go_through(engine_of(Stage("scalars", honest), chosen), chosen, state, 1)
+    assert [part.client for part in after[0].contributions] == [0, 1, 2, 3]
+
+
+def test_a_report_that_comes_in_the_next_try_counts() -> None:
+    chosen = federation("scalars", min_clients=CLIENTS)
+    stage = Stage("scalars", honest)
+
+    def attack(message: bytes, answer: bytes) -> bytes | None:
+        if is_setup(message):
+            return answer
+        stage._tell(15.0, Arrival(LIAR, Contact.HERE, answer))
+        return None
+
+    stage.attack = attack
+    (record,) = go_through(engine_of(stage, chosen, deadline=10.0, tries=2), chosen, beginning(), 1)
+    assert [part.client for part in record.contributions] == [0, 1, 2, 3]
+    assert stage.now < 20
+
+
+def test_a_client_that_failed_for_once_is_asked_again() -> None:
+    chosen = federation("scalars", min_clients=CLIENTS)
+    failed: list[bytes] = []
+    fail = refusing(Reason.FAILED, None, "out of memory")
+
+    def attack(message: bytes, answer: bytes) -> bytes | None:
+        if is_setup(message) or failed:
+            return answer
+        failed.append(message)
+        return fail(message, answer)
+
+    (record,) = go_through(engine_of(Stage("scalars", attack), chosen, tries=2), chosen, beginning(), 1)
+    assert [part.client for part in record.contributions] == [0, 1, 2, 3]
+
+
+def test_a_run_whose_clients_leave_ends_and_one_whose_clients_never_came_waits() -> None:
+    chosen, stage = federation("scalars"), Stage("scalars", honest)
+    engine, state = engine_of(stage, chosen, deadline=10.0, tries=3), beginning()
+    come, stage.news = stage.news, []
+    stage._tell(5e4, come[0][2])  # one of the two that are needed
+    for _, _, arrival in come[1:]:
+        stage._tell(9e4, arrival)
+    assert len(go_through(engine, chosen, state, 1)) == 1
+    assert stage.now > 9e4
+    stage.now = 0.0
+    for client in range(CLIENTS):
+        stage._tell(0.0, Arrival(client, Contact.AWAY))
+    with pytest.raises(TrainingError, match="0 usable reports of 4"):
+        go_through(engine, chosen, replace(beginning(), round=1), 1)
+    assert stage.now == pytest.approx(10 * (1 + 2 + 4), abs=5)
+
+
+@pytest.mark.parametrize(
+    "name", ["answers with nothing in it", "reports as another client", "sends scalars sixty times as large"]
+)
+def test_who_is_barred_stays_so_when_the_server_starts_again(name: str) -> None:
+    chosen, stage = federation("scalars"), Stage("scalars", WRONG[name][0])
+    engine = engine_of(stage, chosen)
+    records = go_through(engine, chosen, beginning(), ROUNDS)
+    again = engine_of(Stage("scalars", honest), chosen)
+    again.recall(records)
+    assert engine.barred(ROUNDS) == {LIAR}
+    assert all(again.barred(index) == engine.barred(index) for index in range(ROUNDS, 5 * ROUNDS))

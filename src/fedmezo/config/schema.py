@@ -151,6 +151,8 @@ class Federate(Section):
     """Refuse reports so many times larger than the round's median; 0 is off. Unset: 5 on several machines, else off."""
     round_deadline: Annotated[float | None, Allowed("a number above 0")] = Field(None, gt=0)
     """Several machines: seconds until a round closes without the rest. Unset: 60 and ten times what half of it took."""
+    round_tries: int = Field(5, ge=1)
+    """Several machines: tries of a round with too few reports, each twice as long as the last; then the run stops."""
     total_round_num: int = Field(50, ge=1, le=MAX_ROUNDS)
     """How many rounds to train."""
     protocol: Protocol = "scalars"

@@ -1,8 +1,9 @@
 """Clients elsewhere: one round over any transport that carries bytes and tells who can be reached.
 
 A client that answers a first setup message takes part. Whoever cannot be reached is left out of the round, and the
-round ends when every client that can be reached has answered and enough have reported; with fewer it waits. A client
-that comes back says which state it knows and is brought up to date with its next task.
+round ends when every client that can be reached has answered and enough have reported. With too few by its deadline it
+is tried again, each time for twice as long. A client that comes back says which state it knows and is brought up to
+date with its next task.
 
 Nothing that a client says is believed before it is checked: who it is (the transport knows), that the message answers
 what it was sent, that a report is one. No client holds a round: whoever answers wrongly is set up again and not waited
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -74,6 +75,7 @@ class _Round:
     done: set[int] = field(default_factory=set)  # reported, or refused for good
     refusals: dict[int, int] = field(default_factory=dict)  # how often each client has said no
     reports: list[Report] = field(default_factory=list)
+    opened: float = 0.0  # when it was begun, or the last client that was never there before was ready
     began: float = 0.0  # when the first task was sent
     seconds: list[float] = field(default_factory=list)  # after which each report came
     faults: list[Refusal] = field(default_factory=list)  # wrong answers
@@ -93,9 +95,10 @@ class Distributed:
         base_hash: of the server's base weights.
         theta_hash: of the initial theta that clients can derive.
         num_clients: of the federation.
-        min_clients: reports without which a round goes on waiting.
+        min_clients: usable reports without which a round cannot be closed.
         report_size: bytes that a report may have.
         deadline: seconds after which a round closes with those who have reported; None for one by measurement.
+        tries: how often a round is run that has too few usable reports.
         clock: seconds from any origin.
     """
 
@@ -112,6 +115,7 @@ class Distributed:
         min_clients: int,
         report_size: int,
         deadline: float | None = None,
+        tries: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport = transport
@@ -122,6 +126,10 @@ class Distributed:
         self._min_clients = min_clients
         self._report_size = report_size
         self._patience = Patience(deadline)
+        self._most_tries = tries
+        self._tries = 0  # of the plan's round
+        self._plan: RoundPlan | None = None
+        self._met: set[int] = set()  # clients that have been ready since this process began
         self._clock = clock
         self._peers = {client: Peer() for client in range(num_clients)}
         self._bytes_down: dict[int, int] = {}
@@ -146,7 +154,9 @@ class Distributed:
         Raises:
             RunError: so many clients cannot take part at all that the rest are too few.
         """
-        this = self._round = _Round(plan, state, {task.client: task for task in plan.tasks()})
+        tasks = {task.client: task for task in plan.tasks()}
+        this = self._round = _Round(plan, state, tasks, opened=self._clock())
+        self._note_try(this)
         for client, peer in self._peers.items():
             if peer.is_idle and self._may(this, client):  # its bar has ended
                 self._set_up(this, client)
@@ -161,15 +171,43 @@ class Distributed:
         self._round = None
         return self._result(this)
 
+    def gives_up(self) -> bool:
+        """Whether the round in hand has been tried as often as it may be."""
+        return self._tries >= self._most_tries
+
+    def recall(self, records: Sequence[RoundRecord]) -> None:
+        """Bar whom the closed rounds of an earlier process have barred: every wrong answer stands in them."""
+        for record in records:
+            for refusal in record.refusals:
+                if refusal.client in self._peers:  # a journal may be forged
+                    self._peers[refusal.client].strike(record.round)
+            for part in record.contributions:
+                if part.client in self._peers:
+                    self._peers[part.client].praise()
+
     def close_round(self, plan: RoundPlan, record: RoundRecord) -> None:
         """Remember a committed round; only those who reported are sure to know the state it started from."""
         refused = {refusal.client for refusal in record.refusals}
         self._downlink.close(record, [client for client in self._reported if client not in refused])
 
+    def _note_try(self, this: _Round) -> None:
+        """Count the tries of a round, and take reports that were asked for in the last one, if it was the same plan."""
+        before, self._plan = self._plan, this.plan
+        again = before is not None and before.round == this.plan.round
+        self._tries = self._tries + 1 if again else 1
+        for client, peer in self._peers.items() if again else ():
+            if peer.owes_round != this.plan.round:
+                continue
+            if before == this.plan:
+                this.pending.add(client)
+            else:
+                self._set_up(this, client)
+
     def _result(self, this: _Round) -> RoundResult:
-        self._patience.learn(this.seconds)
         self._reported = [report.client for report in this.reports]
-        if self._usable(this) < self._min_clients:  # the round fails for those
+        if self._usable(this) >= self._min_clients:
+            self._patience.learn(this.seconds)
+        else:  # the round fails for those
             this.faults += this.unusable
             refused = {refusal.client for refusal in this.unusable}
             this.reports = [report for report in this.reports if report.client not in refused]
@@ -193,7 +231,11 @@ class Distributed:
         if not open_:
             return True
         awaited = [client for client in open_ if self._peers[client].is_awaited]
-        if (awaited and self._in_time(this)) or self._usable(this) < self._min_clients:
+        if self._usable(this) < self._min_clients:
+            if not self._is_over(this):
+                return False
+            awaited = [client for client in awaited if client in this.pending and this.reports]
+        elif awaited and self._in_time(this):
             return False
         for client in awaited:
             self._give_up(this, client)
@@ -210,6 +252,13 @@ class Distributed:
     def _in_time(self, this: _Round) -> bool:
         return not this.seconds or self._clock() - this.began < self._patience.deadline(this.seconds[-1])
 
+    def _is_over(self, this: _Round) -> bool:
+        """Whether a round with too few reports is to be tried again; a run whose clients never were there waits."""
+        if len(self._met) < self._min_clients:
+            return False
+        last = this.seconds[-1] if this.seconds else 0.0
+        return self._clock() - this.opened >= self._patience.deadline(last) * Patience.growth(self._tries)
+
     def _give_up(self, this: _Round, client: int) -> None:
         """Wait no longer for a client; one that is still loading its model has done nothing wrong."""
         why = "it has not reported by the round's deadline"
@@ -217,7 +266,7 @@ class Distributed:
             self._strike(this, Refusal(client, why))
             this.faults.append(Refusal(client, why))
         self._peers[client].trusted = False
-        logger.warning("round %d closes without client %d: %s", this.plan.round, client, why)
+        logger.warning("round %d does not wait for client %d: %s", this.plan.round, client, why)
 
     def _take(self, this: _Round, arrival: Arrival) -> None:
         peer = self._peers[arrival.client]
@@ -257,6 +306,9 @@ class Distributed:
             self._wrong(this, client, "says that it is ready, out of turn or without data")
             return
         peer.ready, peer.owes_ready = ready, False
+        if client not in self._met:
+            self._met.add(client)
+            this.opened = self._clock()
         self._downlink.learn(client, ready.known_round if 0 <= ready.known_round <= this.plan.round else None)
         self._send_task(this, client)
 

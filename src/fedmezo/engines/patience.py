@@ -11,6 +11,7 @@ SECONDS_TO_LOAD = 600.0
 """In the first round, in which the sites load their models and no time is known yet."""
 TIMES_USUAL = 10.0
 ROUNDS_REMEMBERED = 5
+MOST_DOUBLINGS = 6
 
 
 class Patience:
@@ -34,6 +35,11 @@ class Patience:
         if not self._usual:
             return SECONDS_TO_LOAD + TIMES_USUAL * last
         return SECONDS_OF_GRACE + TIMES_USUAL * median(self._usual)
+
+    @staticmethod
+    def growth(tries: int) -> int:
+        """How many deadlines the nth try of a round with too few reports lasts."""
+        return 1 << min(tries - 1, MOST_DOUBLINGS)
 
     def learn(self, seconds: Sequence[float]) -> None:
         """Note after how many seconds each report of a round came."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from fedmezo.engines.rounds import RoundResult
@@ -32,6 +32,13 @@ class Simulation:
     def barred(self, round_index: int) -> Set[int]:
         """None: the clients are ours."""
         return frozenset()
+
+    def gives_up(self) -> bool:
+        """At once: the same reports would come again."""
+        return True
+
+    def recall(self, records: Sequence[RoundRecord]) -> None:
+        """Nothing to learn of clients that are ours."""
 
     def run_round(self, plan: RoundPlan, state: ServerState) -> RoundResult:
         """Send the plan to the cohort and collect its reports."""

@@ -299,8 +299,8 @@ def _with_drifts(
 
 
 def _too_few(federation: Federation, plan: RoundPlan, usable: int, refusals: Sequence[Refusal]) -> str:
-    why = "; ".join(f"client {refusal.client}: {refusal.reason}" for refusal in refusals) or "no report was refused"
+    reasons = dict.fromkeys(f"client {refusal.client}: {refusal.reason}" for refusal in refusals)
     return (
         f"round {plan.round}: {usable} usable reports of {len(plan.cohort)} clients, but at least "
-        f"{federation.min_clients} are needed (federate.min_clients). {why}"
+        f"{federation.min_clients} are needed (federate.min_clients). {'; '.join(reasons) or 'no report was refused'}"
     )

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fedmezo.config import Config, flatten
-from fedmezo.errors import INTERRUPTED, ConfigError, DataError, ModelError, RunError, StorageError
+from fedmezo.errors import INTERRUPTED, ConfigError, DataError, ModelError, RunError, StorageError, TrainingError
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.round import ServerState, cohort_of, initial_state
 from fedmezo.models.generate import answers
@@ -121,7 +121,7 @@ def at_work(console: Console, folder: Path, place: Placement = HERE) -> Iterator
 
     Raises:
         StorageError: a file could not be read or written.
-        KeyboardInterrupt: as it came, with that message.
+        TrainingError, KeyboardInterrupt: as they came, with that message.
     """
     with locked(folder):
         try:
@@ -129,6 +129,8 @@ def at_work(console: Console, folder: Path, place: Placement = HERE) -> Iterator
                 yield log
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted; {_what_is_safe(folder, place)}") from None
+        except TrainingError as error:
+            raise TrainingError(f"{error}; {_what_is_safe(folder, place)}") from error
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             raise StorageError(f"{where}{error.strerror or error}; {_what_is_safe(folder, place)}") from error
@@ -295,11 +297,13 @@ def _training(
     for record in records:
         downlink.close(record, record.cohort or cohort_of(federation, record.round))
     estimator = federation.rules.estimator
+    engine = this.place.engine(config, tuned, this.holdings, federation, downlink)
+    engine.recall(records)
     return Training(
         run_dir=this.folder,
         rounds=config.federate.total_round_num,
         federation=federation,
-        engine=this.place.engine(config, tuned, this.holdings, federation, downlink),
+        engine=engine,
         model=tuned.model,
         evaluation=_evaluation_plan(this),
         save_freq=config.federate.save_freq,

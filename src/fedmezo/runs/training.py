@@ -10,19 +10,18 @@ import logging
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fedmezo.engines.rounds import Engine, RoundResult
-from fedmezo.errors import TrainingError
+from fedmezo.engines.rounds import Engine, RoundResult, closed_round_
 from fedmezo.federation.aggregate import WEIGHTS
 from fedmezo.federation.messages import BYTES_PER_PARAMETER
-from fedmezo.federation.round import Federation, ServerState, close_round_, plan_round
+from fedmezo.federation.round import Federation, ServerState
 from fedmezo.federation.trust import Trust, train_loss
-from fedmezo.records import Refusal, RoundPlan, RoundRecord
+from fedmezo.records import RoundPlan, RoundRecord
 from fedmezo.results.console import RoundProgress, RoundStatus
 from fedmezo.results.metrics import Metric, Sink, evaluated, is_accuracy, measured
 from fedmezo.runs.evaluate import Evaluable, Evaluation
@@ -143,7 +142,7 @@ class Training:
     def _round(self) -> RoundStatus:
         started = time.monotonic()
         trusted = self.state.trust.share
-        plan, record, result = self._closed_round()
+        self.state, plan, record, result = closed_round_(self.engine, self.federation, self.state)
         if self.state.trust.share < trusted:
             logger.warning(_jump(record, self.state.trust))
         for refusal in record.refusals[len(result.refusals) :]:  # of the others the engine has told
@@ -156,26 +155,6 @@ class Training:
         self._commit(plan, record)
         self._tell(metrics)
         return _status(self.state.round, metrics)
-
-    def _closed_round(self) -> tuple[RoundPlan, RoundRecord, RoundResult]:
-        """Have the round run and close it; with another cohort while it fails for clients that were barred meanwhile.
-
-        Raises:
-            TrainingError: too few usable reports, and nobody was barred for it.
-        """
-        refusals: tuple[Refusal, ...] = ()
-        while True:
-            barred = self.engine.barred(self.state.round)
-            plan = plan_round(self.federation, self.state, barred)
-            result = self.engine.run_round(plan, self.state)
-            refusals += result.refusals
-            try:
-                self.state, record = close_round_(self.federation, self.state, plan, result.reports, refusals)
-            except TrainingError:
-                if self.engine.barred(self.state.round) <= barred:
-                    raise
-            else:
-                return plan, record, replace(result, refusals=refusals)
 
     def _tell(self, metrics: Sequence[Metric]) -> None:
         for listener in self.listeners:

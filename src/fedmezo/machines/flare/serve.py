@@ -125,6 +125,7 @@ class Elsewhere:
             min_clients=federation.min_clients,
             report_size=BYTES_PER_PARAMETER * rules.num_parameters if as_weights else LARGEST_SCALARS_REPORT,
             deadline=config.federate.round_deadline,
+            tries=config.federate.round_tries,
         )
         return self._engine
 

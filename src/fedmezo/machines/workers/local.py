@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +122,14 @@ class Dealt:
     def barred(self, round_index: int) -> Set[int]:
         """As `Simulation.barred`."""
         return self.simulation.barred(round_index)
+
+    def gives_up(self) -> bool:
+        """As `Simulation.gives_up`."""
+        return self.simulation.gives_up()
+
+    def recall(self, records: Sequence[RoundRecord]) -> None:
+        """As `Simulation.recall`."""
+        self.simulation.recall(records)
 
     def close_round(self, plan: RoundPlan, record: RoundRecord) -> None:
         """Let everybody follow."""
