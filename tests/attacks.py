@@ -78,6 +78,8 @@ WRONG: dict[str, tuple[Attack, str]] = {
     "sends scalars a thousand times as large": (times(1024.0), "its scalars are"),
     "sends scalars sixty times as large": (times(-64.0), "its scalars are"),
 }
+FLOOD = "sends more than a site may"
+"""Over FLARE, which drops it: whoever does so counts as away."""
 
 
 def _a_report() -> bytes:

@@ -16,10 +16,13 @@ from fedmezo.federation.joining import is_setup
 from fedmezo.machines import worker
 from fedmezo.machines.settings import WorkerOptions
 from fedmezo.machines.site import Site
-from tests.attacks import WRONG
+from tests.attacks import FLOOD, WRONG, on_task
 
 ATTACKS_FILE = "attacks.txt"
-SECONDS_OF_SILENCE = 30.0
+SECONDS_OF_SILENCE = 20.0
+ATTACKS = {name: attack for name, (attack, _) in WRONG.items()} | {
+    FLOOD: on_task(lambda message, answer: bytes(1 << 23))
+}
 
 
 class Cheat(Site):
@@ -36,16 +39,21 @@ class Cheat(Site):
         if names != self.names:  # they are of a new run
             self.names, self.played = names, False
         if is_setup(message) and self.played:
-            self.names, self.played = self.names[1:], False
-            self.attacks.write_text("".join(f"{name}\n" for name in self.names))
+            self.strike_out()
         if not self.names:
             return honest
-        dishonest = WRONG[self.names[0]][0](message, honest)
+        dishonest = ATTACKS[self.names[0]](message, honest)
         if dishonest != honest:
             self.played = True
         if dishonest is None:
             time.sleep(SECONDS_OF_SILENCE)
-        return dishonest or honest
+            self.strike_out()
+        return honest if dishonest is None else dishonest
+
+    def strike_out(self) -> None:
+        """Go on to the next attack."""
+        self.names, self.played = self.names[1:], False
+        self.attacks.write_text("".join(f"{name}\n" for name in self.names))
 
 
 def _command(self: WorkerOptions) -> list[str]:

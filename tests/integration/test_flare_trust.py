@@ -44,7 +44,7 @@ class Cluster:
         self.root = root
         self.project = Project(server="localhost", port=free_port(), sites=SITES)
         self.server, self.north, self.south = provision(self.project, root / "kits")
-        place_server(self.server)
+        place_server(self.server, 1 << 20)
         self.processes = [self.start(self.server, "server"), self.start(self.south, "south")]
         self.session: Session | None = None
         wait_until(self._log_in, "logging in")

@@ -9,6 +9,7 @@ import itertools
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ from tests.waiting import PATIENCE
 
 pytest.importorskip("nvflare")
 
+from fedmezo.machines.flare import server_relay
 from fedmezo.machines.flare.server_relay import ROOM_FOR_WORDS, Line
 
 CLIENTS = 3
@@ -304,6 +306,14 @@ def test_with_snapshots_no_site_is_sent_what_another_reported(rig: Rig) -> None:
     assert {task[21] for task in tasks} == {1}
 
 
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the relay's requests."""
+    for name in ("SECONDS_BETWEEN_LOOKS", "SECONDS_BETWEEN_TRIES", "SECONDS_AT_SITE"):
+        monkeypatch.setattr(server_relay, name, 0.1)
+
+
+@pytest.mark.usefixtures("short_pauses")
 @pytest.mark.parametrize(
     "reply",
     [
@@ -324,6 +334,7 @@ def test_a_reply_that_is_none_of_ours_counts_as_being_away(reply: dict[str, Any]
     ]
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_an_answer_that_is_too_long_is_not_passed_on() -> None:
     def site(request: Mapping[str, Any]) -> dict[str, Any]:
         return {"id": request["id"], "state": "answered", "answer": b"x" * (ROOM_FOR_WORDS + 1)}
@@ -345,3 +356,30 @@ def told_by(site: Callable[[Mapping[str, Any]], dict[str, Any]]) -> list[tuple[s
 
     line.run(stopped)
     return told
+
+
+@pytest.mark.usefixtures("short_pauses")
+def test_a_site_that_says_at_once_that_it_works_is_not_asked_all_the_time() -> None:
+    asked: list[float] = []
+
+    def ask(request: Mapping[str, Any], _limit: float) -> dict[str, Any]:
+        asked.append(time.monotonic())
+        return {"id": request["id"], "state": "working" if request["id"] else "idle", "answer": b""}
+
+    line = Line(ask, lambda what, answer: line.send(b"task", 0) if what == "here" else None)
+    line.run(lambda: len(asked) >= 4)  # the first greets, the second delivers
+    assert asked[3] - asked[1] >= 2 * server_relay.SECONDS_AT_SITE
+
+
+def test_a_new_message_is_delivered_although_a_site_says_that_it_works() -> None:
+    delivered: list[bytes] = []
+
+    def ask(request: Mapping[str, Any], _limit: float) -> dict[str, Any]:
+        if request["message"]:
+            delivered.append(request["message"])
+            threading.Timer(0.1, line.send, (b"another", 0)).start()
+        return {"id": request["id"], "state": "working" if request["id"] else "idle", "answer": b""}
+
+    line = Line(ask, lambda what, answer: line.send(b"task", 0) if what == "here" else None)
+    line.run(lambda: len(delivered) >= 2)
+    assert delivered == [b"task", b"another"]

@@ -29,6 +29,10 @@ OPERATOR = "operator@fedmezo.org"
 OPERATOR_FOLDER = "operator"
 ORGANISATION = "fedmezo"
 SCHEME = "grpc"
+LARGEST_FRAME = 1 << 24
+"""Bytes on the wire between server and site; FLARE cuts messages into pieces of 1 MiB."""
+ROOM_FOR_NAMES = 1 << 20
+"""Bytes of a message to the server that are none of an answer, and messages that FLARE sends for itself."""
 SERVER_RELAY = "fedmezo.machines.flare.server_relay.ServerRelay"
 SITE_RELAY = "fedmezo.machines.flare.site_relay.SiteRelay"
 
@@ -127,10 +131,18 @@ def _write_policy(kit: Kit) -> None:
     _write_json(kit.folder / "local" / "resources.json", {"format_version": 2, **policy, **resources})
 
 
-def place_server(kit: Kit) -> None:
-    """Tell the server's kit where it lies: FLARE wants absolute paths for what it stores."""
+def place_server(kit: Kit, largest_answer: int) -> None:
+    """Tell the server's kit where it lies, as FLARE wants absolute paths for what it stores, and what sites may send.
+
+    Args:
+        kit: the server's.
+        largest_answer: bytes; twice as many are let through, so that whoever sends too many is told from the others.
+    """
     path = kit.folder / "local" / "resources.json"
     _write_json(path, {**json.loads(path.read_text()), **_server_resources(kit.folder)})
+    frames = [[f"grpc.max_{way}_message_length", LARGEST_FRAME] for way in ("send", "receive")]
+    limits = {"grpc": {"options": frames}, "streaming_max_blob_size": 2 * largest_answer + ROOM_FOR_NAMES}
+    _write_json(kit.folder / "local" / "comm_config.json", limits)
 
 
 def _server_resources(folder: Path) -> dict[str, Any]:

@@ -85,12 +85,14 @@ class Segments:
         link: what the relay of each job connects to.
         socket_path: where that is.
         wait_seconds: how long the first job waits for sites that are not there yet.
+        largest_answer: bytes that a site may send.
     """
 
-    def __init__(self, kit: Kit, link: Link, socket_path: Path, wait_seconds: float) -> None:
+    def __init__(self, kit: Kit, link: Link, socket_path: Path, wait_seconds: float, largest_answer: int) -> None:
         self._kit = kit
         self._link = link
         self._socket_path = socket_path
+        self._largest_answer = largest_answer
         self._wait_until = time.monotonic() + wait_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._session: Session | None = None
@@ -102,7 +104,7 @@ class Segments:
         self._thread = threading.Thread(target=self._run, name="segments", daemon=True)
 
     def __enter__(self) -> Segments:
-        place_server(self._kit)
+        place_server(self._kit, self._largest_answer)
         logging.getLogger().addHandler(logging.NullHandler())  # else FLARE's warnings land in our progress
         self._jobs = self._scratch.enter_context(scratch_folder())
         write_job(self._jobs / "job")

@@ -111,9 +111,10 @@ class Elsewhere:
         folder = self.stack.enter_context(scratch_folder())
         link = Link(folder / "link", self.kit.sites)
         self.stack.callback(link.close)
-        self.stack.enter_context(Segments(self.kit, link, folder / "link", self.wait_seconds))
         rules = federation.rules
         as_weights = rules.protocol == WEIGHTS
+        report_size = BYTES_PER_PARAMETER * rules.num_parameters if as_weights else LARGEST_SCALARS_REPORT
+        self.stack.enter_context(Segments(self.kit, link, folder / "link", self.wait_seconds, report_size))
         self._engine = Distributed(
             link,
             downlink,
@@ -123,7 +124,7 @@ class Elsewhere:
             theta_hash=state_hash(tuned.theta),
             num_clients=federation.num_clients,
             min_clients=federation.min_clients,
-            report_size=BYTES_PER_PARAMETER * rules.num_parameters if as_weights else LARGEST_SCALARS_REPORT,
+            report_size=report_size,
             deadline=config.federate.round_deadline,
             tries=config.federate.round_tries,
         )

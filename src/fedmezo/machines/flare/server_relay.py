@@ -90,13 +90,13 @@ class Line:
         until = time.monotonic() + self.seconds_to_come
         self.tell(COMING, b"")
         while not stopped():
-            message = self._message
+            message, asked = self._message, time.monotonic()
             reply = self.ask(*self._request(message if self.contact == HERE else None))
             if reply is not None:
                 self._take(message, reply)
             elif self.contact == HERE or (self.contact == COMING and time.monotonic() > until):
                 self._move(AWAY)
-            self._rest()
+            self._rest(message, asked)
 
     def _request(self, message: _Message | None) -> tuple[dict[str, Any], float]:
         if message is None:
@@ -138,13 +138,18 @@ class Line:
         self.contact = contact
         self.tell(contact, b"")
 
-    def _rest(self) -> None:
-        """Wait before the next request, unless there is a message to look after."""
+    def _rest(self, message: _Message | None, asked: float) -> None:
+        """Wait before the next request, unless there is a new message to look after.
+
+        An honest site that works on the message has waited itself.
+        """
         with self._news:
-            if self.contact == HERE:
-                self._news.wait_for(lambda: self._message is not None, SECONDS_BETWEEN_LOOKS)
-            else:
+            if self.contact != HERE:
                 self._news.wait(SECONDS_BETWEEN_TRIES)
+            elif message is not None and self._message is message:
+                self._news.wait_for(lambda: self._message is not message, asked + SECONDS_AT_SITE - time.monotonic())
+            else:
+                self._news.wait_for(lambda: self._message is not None, SECONDS_BETWEEN_LOOKS)
 
 
 def is_sound(reply: Mapping[str, Any]) -> bool:
