@@ -1,13 +1,16 @@
 """What one dishonest client among three or ten can do to the quickstart, within the server's limits and without them.
 
-Every lie is told in every round, and nobody is barred for it: a refused report is only left out.
+Every lie is told in every round, and nobody is barred for it: a refused report is only left out. With `--honest`,
+how far apart the reports of honest clients are.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median_low
 
 from rich.console import Console
 
@@ -15,7 +18,8 @@ from fedmezo.config import load_config
 from fedmezo.engines.simulation import Simulation
 from fedmezo.errors import TrainingError
 from fedmezo.federation.downlink import Downlink
-from fedmezo.federation.round import close_round_, initial_state, plan_round
+from fedmezo.federation.rates import ClientHistory, mean_square
+from fedmezo.federation.round import ServerState, close_round_, initial_state, plan_round
 from fedmezo.records import Report
 from fedmezo.runs import assemble
 from fedmezo.runs.evaluate import evaluate
@@ -71,6 +75,7 @@ class Bench:
         self.config = load_config(None, self.words).config
         self.tuned = assemble.load_model(self.config)
         self.holdings = assemble.load_holdings(self.config, self.tuned.tokenizer, Console(quiet=True))
+        self.nearest = (0.0, 0.0, 0.0)  # the report that came nearest to its limit: see `apart`
 
     def play(self, case: Case) -> tuple[float, int]:
         """Test loss at the end, infinite if the run failed, and how many reports were refused."""
@@ -90,6 +95,7 @@ class Bench:
             reports = [
                 case.lie(made) if made.client == LIAR else made for made in engine.run_round(plan, state).reports
             ]
+            self.nearest = max([self.nearest, *apart(state, reports)])
             try:
                 state, record = close_round_(federation, state, plan, reports)
             except TrainingError:
@@ -100,11 +106,47 @@ class Bench:
         return evaluate(self.tuned.model, state.theta, self.holdings.dataset, test).value, refused
 
 
+def apart(state: ServerState, reports: Sequence[Report]) -> list[tuple[float, float, float]]:
+    """Of each report, by its scalars and those of its client's last rounds: share of its limit, size, and limit.
+
+    Size and limit are in medians of the reports; see `federation.aggregate`.
+    """
+    powers = [
+        [*state.histories.get(made.client, ClientHistory()).powers, mean_square(made.scalars or ())] for made in reports
+    ]
+    sizes = [math.sqrt(sum(known) / len(known)) for known in powers]
+    found = []
+    for made, known, size in zip(reports, powers, sizes, strict=True):
+        limit = MAX_RATIO * 10 ** (2 / (len(known) * len(made.scalars or ())))
+        found.append((size / median_low(sizes) / limit, size / median_low(sizes), limit))
+    return found
+
+
+def show_honest(words: Sequence[str]) -> None:
+    """How near to its limit any report of honest clients comes."""
+    for clients in (3, 10):
+        for steps in (1, 20):
+            bench = Bench(clients, [*words, f"train.local_update_steps={steps}"])
+            _, refused = bench.play(CASES[0])
+            _, size, limit = bench.nearest
+            rounds = bench.config.federate.total_round_num
+            print(
+                f"{clients} honest clients, {steps} steps, {rounds} rounds: the nearest to its limit has {size:.2f} "
+                f"times the median where {limit:.2f} are allowed, {refused} reports refused",
+                flush=True,
+            )
+
+
 def main() -> None:
     """Play every case."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="five rounds instead of fifty")
-    words = ["federate.total_round_num=5"] if parser.parse_args().quick else []
+    parser.add_argument("--quick", action="store_true", help="five rounds instead of the quickstart's thirty")
+    parser.add_argument("--honest", action="store_true", help="how far apart honest reports are, instead")
+    asked = parser.parse_args()
+    words = ["federate.total_round_num=5"] if asked.quick else []
+    if asked.honest:
+        show_honest(words)
+        return
     for clients in (3, 10):
         bench = Bench(clients, words)
         for case in CASES:

@@ -141,6 +141,8 @@ def test_a_site_puts_in_what_is_its_own(tmp_path: Path) -> None:
     config = site_config(settings, WorkerOptions("", "own.jsonl", "my/model", use_gpu=True, device=1))
     assert (config.model.type, config.model.dtype) == ("my/model", "bfloat16")
     assert (config.use_gpu, config.device) == (True, 1)
+    assert not config.model.trust_remote_code
+    assert site_config(settings, WorkerOptions("", "own.jsonl", "my/model", own_code=True)).model.trust_remote_code
 
 
 @pytest.mark.parametrize(
@@ -150,6 +152,7 @@ def test_a_site_puts_in_what_is_its_own(tmp_path: Path) -> None:
         {"data": {"type": "bundled"}},
         {"train": {"local_update_steps": -1}},
         {"train": 3},
+        {"model": {"dtype": "float32", "quantization": None, "trust_remote_code": True}},
         {"federate": {"protocol": "scalars", "client_num": "x", "save_to": 3}},
         {"train": {"optimizer": {"weight_decay": 0.1}}},
     ],

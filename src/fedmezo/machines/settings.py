@@ -45,6 +45,7 @@ class WorkerOptions:
     device: int = -1
     cache: str = ""  # where models from the hub are kept
     keep_tokens: bool = True  # in the user's cache, so that the next run need not make them again
+    own_code: bool = False  # run Python code that the model brings along
 
     def command(self) -> list[str]:
         """The words that start such a worker."""
@@ -93,7 +94,7 @@ def _with_own(settings: Mapping[str, Any], options: WorkerOptions) -> dict[str, 
     }
     sites: dict[str, dict[str, Any]] = {
         "data": {"type": "own.jsonl", "keep_tokens": options.keep_tokens},
-        "model": {"type": options.model},
+        "model": {"type": options.model, "trust_remote_code": options.own_code},
         "federate": {"client_num": 1},  # it computes for itself alone
         "llm": {"cache": {"model": options.cache}},
     }

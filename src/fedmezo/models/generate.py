@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,15 @@ from fedmezo.models.language_model import LanguageModel
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+logger = logging.getLogger(__name__)
+
 TOKENS_PER_BATCH = 8192
 """Tokens of all rows of a batch, prompt and answer: they bound the memory of the keys and values that are kept."""
+
+_POSITIONS = 1 << 15
+"""Of models that state no number of them."""
+_CHARACTERS_PER_TOKEN = 64
+"""More than tokens have, except those of white space."""
 
 OnItems = Callable[[int, int | None], None]
 """Called with the items done so far and their number in all."""
@@ -77,7 +85,15 @@ def complete(
         decoding: how an answer ends.
         on_items: hears of the progress.
     """
-    rows = [_ids(tokenizer, prompt) for prompt in prompts]
+    positions = _positions(model)
+    rows = [_ids(tokenizer, prompt, positions) for prompt in prompts]
+    if too_long := [index for index, row in enumerate(rows) if len(row) >= positions]:
+        left = positions - min(decoding.max_new_tokens, positions // 2)
+        logger.warning(
+            "%d of %d prompts are too long: only their last %d tokens are read", len(too_long), len(rows), left
+        )
+        for index in too_long:
+            rows[index] = rows[index][-left:]
     texts = [""] * len(rows)
     done = 0
     for group in _groups([len(row) for row in rows], decoding, padded=not virtual_tokens(model)):
@@ -88,11 +104,21 @@ def complete(
     return texts
 
 
-def _ids(tokenizer: PreTrainedTokenizerFast, prompt: str | Text) -> list[int]:
+def _ids(tokenizer: PreTrainedTokenizerFast, prompt: str | Text, positions: int) -> list[int]:
+    """The tokens of a prompt; of one that is far too long, those of its end."""
     if isinstance(prompt, str):
         prompt = Text(prompt)
-    ids: list[int] = tokenizer(prompt.content, add_special_tokens=not prompt.opened)["input_ids"]
+    content = prompt.content[-_CHARACTERS_PER_TOKEN * positions :]
+    ids: list[int] = tokenizer(content, add_special_tokens=not prompt.opened)["input_ids"]
     return ids
+
+
+def _positions(model: nn.Module) -> int:
+    """Tokens of prompt and answer that a model can read."""
+    base = base_of(model)
+    stated = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    positions = learned_positions(base) or (stated if isinstance(stated, int) and stated > 0 else _POSITIONS)
+    return max(2, positions - virtual_tokens(model))
 
 
 def _groups(lengths: Sequence[int], decoding: Decoding, *, padded: bool) -> Iterator[list[int]]:

@@ -260,7 +260,7 @@ def _reason(source: str, error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return (
             f"model {source!r} brings Python code of its own, which runs with all your rights: read it, and if you "
-            "trust it, set model.trust_remote_code: True (eval, generate and import: --trust-remote-code)"
+            "trust it, set model.trust_remote_code: True (eval, generate, import and site: --trust-remote-code)"
         )
     words = brief(error)
     return f"model {source!r} cannot be loaded as a causal language model with its tokenizer: {words}{_hint(words)}"

@@ -242,17 +242,21 @@ def train(
     if not training.finished:
         this.log.line(f"stopped after round {training.state.round}; to go on: {this.place.resume_command(this.folder)}")
         return INTERRUPTED
-    finish(this, training)
+    saved = finish(this, training)
     journal.end(training.state.round)
-    model = this.tuned.model
-    saved = this.folder / model.folder
-    loss, count = check_saved(saved, config, this.tuned, this.holdings, training.state.theta)
-    this.log.line(f"checked: {model.loader} loads {saved}, with the run's loss: {loss:.4f} on {count} examples")
+    for place, theta in saved.items():
+        loss, count = check_saved(place, config, this.tuned, this.holdings, theta)
+        loader = this.tuned.model.loader
+        this.log.line(f"checked: {loader} loads {place}, with the run's loss: {loss:.4f} on {count} examples")
     return 0
 
 
-def finish(this: Run, training: Training) -> None:
-    """Write the adapters and the report, and show what came out."""
+def finish(this: Run, training: Training) -> dict[Path, Tensor]:
+    """Write the adapters and the report, and show what came out.
+
+    Returns:
+        What lies where in the run's folder: theta (d,) of the last round, and of the best one if that is another.
+    """
     from fedmezo.results.report import (
         write_report,  # matplotlib takes most of a second, which the first step need not wait for
     )
@@ -263,18 +267,21 @@ def finish(this: Run, training: Training) -> None:
     card = card_of_run(config, summary)
     if state.round < config.federate.total_round_num:
         this.log.line(f"stopped early after round {state.round}: {training.evaluation.key} no longer improves")
-    places = [(state.theta, this.folder / model.folder)]
+    last, best = this.folder / model.folder, this.folder / f"{model.folder}{BEST}"
+    places = {last: state.theta}
     if config.federate.save_to:
-        places.append((state.theta, Path(config.federate.save_to)))
+        places[Path(config.federate.save_to)] = state.theta
     if training.evaluations:
-        places.append((_best_theta(this, training), this.folder / f"{model.folder}{BEST}"))
-    for theta, place in places:
+        places[best] = _best_theta(this, training)
+    for place, theta in places.items():
         model.save(theta, place)
         write_card(card, place)
     write_report(this.folder)
     if config.eval.samples:
         show_samples(console, _samples(this, state.theta))
     show_summary(console, summary, this.folder)
+    differ = training.evaluations and training.best_round != state.round
+    return {place: places[place] for place in ((last, best) if differ else (last,))}
 
 
 def _training(

@@ -6,7 +6,7 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from fedmezo.arguments import Commands, add_command, path_and_keys
+from fedmezo.arguments import Commands, add_command, add_own_code, path_and_keys
 from fedmezo.config import load_config
 from fedmezo.errors import ConfigError
 
@@ -28,6 +28,7 @@ def add_machines(commands: Commands) -> None:
     parser.add_argument("--gpu", action="store_true", help="compute on a GPU")
     parser.add_argument("--device", type=int, default=-1, metavar="N", help="number of the GPU (default: the first)")
     parser.add_argument("--no-cache", action="store_true", help="keep no tokenised examples on disk")
+    add_own_code(parser)
     parser.add_argument("--with-parent", action="store_true", help="leave when the process that started this one ends")
     parser = add_command(commands, "serve", _serve, "start a run on the sites, or go on with one")
     parser.add_argument("kit", type=Path, metavar="KIT", help="the server's start-up kit")
@@ -92,6 +93,7 @@ def _site(options: argparse.Namespace) -> int:
         use_gpu=options.gpu,
         device=options.device,
         keep_tokens=not options.no_cache,
+        own_code=options.trust_remote_code,
     )
     return run_site(kit, own)
 

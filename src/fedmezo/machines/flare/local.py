@@ -76,6 +76,7 @@ def _start_site(kit: Kit, data: Path, config: Config) -> subprocess.Popen[bytes]
     """The command that a site's owner would give."""
     words = ["site", str(kit.folder), "--data", str(data), "--model", config.model.type, "--with-parent"]
     words += ["--gpu", "--device", str(config.device)] if config.use_gpu else []
+    words += ["--trust-remote-code"] if config.model.trust_remote_code else []
     with (kit.folder / "site.txt").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "fedmezo", *words], stdout=log, stderr=log, start_new_session=True
