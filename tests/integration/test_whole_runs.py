@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from fedmezo.errors import ModelError
+from fedmezo.models.loading import load_base
+from fedmezo.models.sums import check_sums
 from fedmezo.results.metrics import read_metrics
 from fedmezo.results.summary import summarise
 from tests.runs import CASES, MODEL_FILES, Runs
@@ -71,6 +76,21 @@ def test_eval_shows_the_model_before_and_after(runs: Runs, run: Path) -> None:
     [line] = [line for line in output.splitlines() if "val_loss, loss" in line]
     tuned, base = (part.split(" (")[0] for part in line.split(")  ")[1:])
     assert tuned.strip() != base.strip()
+
+
+@pytest.mark.parametrize("harm", ["flipped", "cut", "gone"])
+def test_a_damaged_model_is_refused(runs: Runs, run: Path, tmp_path: Path, harm: str) -> None:
+    model = shutil.copytree(run / "model", tmp_path / "model")
+    check_sums(model)
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1000] ^= 1
+    weights.write_bytes(content[:-1] if harm == "cut" else content)
+    if harm == "gone":
+        weights.unlink()
+        shutil.copy(run / "model" / "model.safetensors", model / "other.safetensors")
+    with pytest.raises(ModelError, match=r"safetensors is not what was written \(its checksum does not fit\)"):
+        load_base(str(model), None, torch.float32, torch.device("cpu"))
 
 
 def test_there_is_no_adapter_to_merge(runs: Runs, run: Path) -> None:

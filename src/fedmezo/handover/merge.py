@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTuner
 
 from fedmezo.errors import ModelError, RunError, StorageError
 from fedmezo.handover.source import folder_to_hand_over
+from fedmezo.models.sums import write_sums
 from fedmezo.tasks.subject import Hardware, load_subject
 
 
@@ -42,6 +43,7 @@ def merge(run: str, out: Path, *, best: bool = False) -> Path:
     try:
         merged.save_pretrained(out)
         subject.tokenizer.save_pretrained(out)
+        write_sums(out)
     except OSError as error:
         raise StorageError(f"{out}: cannot be written: {error.strerror or error}") from error
     return out

@@ -23,6 +23,7 @@ from fedmezo.models.gguf import PACKAGE_PREFIX, file_in_package, hub_file, names
 from fedmezo.models.pickles import require_no_code
 from fedmezo.models.quantised import NONE, quantise_
 from fedmezo.models.streamed import load_streamed
+from fedmezo.models.sums import check_sums
 from fedmezo.models.vocabulary import grow_as_once
 
 BUNDLED = "bundled"
@@ -199,6 +200,7 @@ def _whole_folder(source: str, cache: str | None) -> str:
 def _read_from(source: str, cache: str | None, dtype: torch.dtype, own_code: bool) -> tuple[Any, Any, dict[str, Any]]:
     if Path(source).is_dir():
         require_no_code(Path(source))
+        check_sums(Path(source))
     tokenizer = _tokenizer(source, cache, own_code)
     auto_model: Any = AutoModelForCausalLM  # what it returns with `output_loading_info` is not in its annotations
     model, report = auto_model.from_pretrained(

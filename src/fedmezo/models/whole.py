@@ -27,6 +27,7 @@ from fedmezo.models.language_model import LanguageModel
 from fedmezo.models.loading import without_progress_bar
 from fedmezo.models.local_lanes import LaneThetas
 from fedmezo.models.perturbed import PerturbedForward
+from fedmezo.models.sums import check_sums, write_sums
 from fedmezo.records import Batch
 from fedmezo.zo.estimators.protocol import Estimator
 from fedmezo.zo.local import FlatThetas, LocalThetas, Probe
@@ -120,11 +121,13 @@ class WholeLM(LanguageModel):
             state = _apart(self.base.state_dict())
             self.base.save_pretrained(directory, state_dict=state, max_shard_size=SHARD_SIZE)
         self._tokenizer.save_pretrained(directory)
+        write_sums(directory)
 
     def saved_loss(self, directory: Path, batch: Batch) -> float:
         """See `LanguageModel.saved_loss`; transformers loads it."""
         auto_model: Any = AutoModelForCausalLM  # has no annotations
         what = f"{directory}: the saved model cannot be loaded"
+        check_sums(directory)
         with explained(what), torch.inference_mode(), without_progress_bar():
             saved = auto_model.from_pretrained(directory, dtype=self.base.dtype).to(self.device)
             return float(PlainPath(saved.train(False))(batch).mean())
