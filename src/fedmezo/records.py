@@ -215,6 +215,7 @@ class GroupSum:
     train_loss: float  # their mean by weight
     skipped_steps: int
     coefficients: tuple[float, ...]  # of each direction: sum of weight x rate x scalar, of 16 significant bits
+    clipped: float | None = None  # share of the clients that were clipped, under noise; no loss is known then
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +240,7 @@ class RoundRecord:
     refusals: tuple[Refusal, ...]
     state_hash: str  # SHA-256 of theta after the round, as little-endian float32
     groups: tuple[GroupSum, ...] = ()
+    epsilon: float | None = None  # spent so far, in a private run that has noise
     common_rate: float = 0.0  # of all clients, where there are groups
 
     @property

@@ -19,7 +19,7 @@ from fedmezo.federation.groups import deal
 from fedmezo.federation.robust import RULES, krum, median, robust_tally, sign_vote, trimmed_mean
 from fedmezo.federation.round import Federation, close_round_, close_tallies_, plan_round
 from fedmezo.federation.server_optimizers import NO_MOMENTS
-from fedmezo.federation.sums import FixedPoint
+from fedmezo.federation.sums import FixedPoint, total_of
 from fedmezo.federation.trust import Trust
 from fedmezo.records import Report
 from fedmezo.zo.arithmetic import (
@@ -71,12 +71,12 @@ def test_the_sum_of_words_is_the_weighted_sum_of_scalars_in_any_order_and_masked
     fixed = FixedPoint(5, clients, 8, 5e4, equal)
     some = reports(seed, clients)
     words = [fixed.words(report) for report in some]
-    total = fixed.total(words)
+    total = total_of(words)
     masks = np.random.default_rng(seed).integers(-(2**63), 2**63 - 1, (clients, fixed.length), dtype=np.int64)
     masked = [own.view(np.uint64) + mask.view(np.uint64) for own, mask in zip(words, masks, strict=True)]
     unmasked = np.sum(masked, axis=0, dtype=np.uint64) - np.sum(masks.view(np.uint64), axis=0, dtype=np.uint64)
     assert np.array_equal(unmasked.view(np.int64), total)
-    assert np.array_equal(fixed.total(words[::-1]), total)
+    assert np.array_equal(total_of(words[::-1]), total)
     tally = fixed.tally(total)
     weights = [1 if equal else report.num_examples for report in some]
     assert (tally.clients, tally.weight, tally.skipped_steps) == (clients, sum(weights), 0)
@@ -93,7 +93,8 @@ def test_no_sum_overflows_at_the_largest_that_reports_can_be(clients: int) -> No
     fixed = FixedPoint(2, clients, 480, 1e3, equal=False)
     largest = round_scalar(fixed.largest)
     words = fixed.words(Report(0, 0, HASH, 480, rates.LARGEST_LOSS, 30, (largest, -largest)))
-    assert max(abs(clients * word) for word in words.tolist()) < 2**63
+    for word, width in zip(words.tolist(), fixed.widths, strict=True):
+        assert abs(clients * word) < 2 ** (8 * width - 1)
 
 
 def test_scalars_that_would_be_rounded_away_are_refused() -> None:
@@ -105,7 +106,7 @@ def test_scalars_that_would_be_rounded_away_are_refused() -> None:
 def test_what_the_configuration_checks_is_what_the_sums_need() -> None:
     assert sharing.LARGEST_LOSS_CHANGE == LARGEST_LOSS_CHANGE
     assert sharing.LARGEST_LOSS == rates.LARGEST_LOSS
-    assert sharing.LARGEST_SUM == sums.COARSEST_UNIT * 2.0**sums.SUM_BITS
+    assert sharing.LARGEST_SUM == sums.COARSEST_UNIT * 2.0 ** (8 * sums.MOST_BYTES - sums.SPARE_BITS)
 
 
 @given(st.lists(st.floats(-1e30, 1e30).map(round_coefficient), max_size=9))

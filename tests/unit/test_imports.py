@@ -14,6 +14,7 @@ LAYERS = (
     {"zo"},
     {"data", "models"},
     {"federation"},
+    {"privacy"},
     {"engines", "results"},
     {"runs"},
     {"studies"},
@@ -24,7 +25,7 @@ LAYERS = (
 )
 """From the bottom up: a module imports from its own layer and those below."""
 
-FORBIDDEN = {"zo", "federation"}
+FORBIDDEN = {"zo", "federation", "privacy"}
 LIBRARIES = {"transformers", "peft", "nvflare", "yaml", "pathlib", "rich", "socket", "pydantic"}
 
 

@@ -7,6 +7,7 @@ from string import Formatter
 from typing import Any
 
 from fedmezo.config.conflict import Conflict
+from fedmezo.config.hiding import hiding_conflicts
 from fedmezo.config.schema import AUTO, MAX_QUERIES, Adapter, Config, Optimizer, RateSchedule, Scheduler, Zo
 from fedmezo.config.sharing import sharing_conflicts
 
@@ -20,6 +21,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     for check in (_answers, _automatic):
         yield from check(config)
     yield from sharing_conflicts(config)
+    yield from hiding_conflicts(config)
 
 
 def _rates(config: Config) -> Iterator[Conflict]:

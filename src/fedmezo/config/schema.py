@@ -165,6 +165,8 @@ class Federate(Section):
     """Give every client of a round the same weight, whatever it has processed."""
     direction_groups: int = Field(0, ge=0, lt=MAX_CLIENTS)
     """Groups of clients that share directions, dealt anew each round: only sums matter. 0: each client has its own."""
+    secure_aggregation: bool = False
+    """Sum each direction group's reports so that the server sees the sum alone ([privacy](privacy.md))."""
     aggregation: Aggregation = "mean"
     """How the scalars of a group become one for each direction; all but the mean bear up to a third of liars."""
     save_to: str = ""
@@ -187,6 +189,21 @@ class Federate(Section):
         if self.sample_client_rate > 0:  # rounded first: 0.29 * 100 is 28.999999999999996
             return max(1, int(round(self.sample_client_rate * self.client_num, 9)))
         return self.sample_client_num if self.sample_client_num > 0 else self.client_num
+
+
+class Privacy(Section):
+    """Differential privacy: noise that hides whether a client or an example took part ([privacy](privacy.md))."""
+
+    level: Literal["none", "client", "example"] = "none"
+    """What is hidden: nothing, all that a client holds, or each example that it holds."""
+    clip: float = Field(0.0, ge=0)
+    """Largest L2 norm of a client's scalars of a round, or of an example's scalars of a step; 0 is no limit."""
+    epsilon: Annotated[float | None, Allowed("a number above 0")] = Field(None, gt=0)
+    """What the run may spend; it stops before it would spend more. Unset: no limit."""
+    delta: float = Field(1e-5, gt=0, lt=1)
+    """Probability with which the bound on epsilon may fail: far below one in the number of clients or examples."""
+    noise_multiplier: Annotated[float | None, Allowed("a number of at least 0")] = Field(None, ge=0)
+    """Standard deviation of the noise in units of `privacy.clip`. Unset: what spends epsilon in all rounds."""
 
 
 class FedOpt(Section):
@@ -560,6 +577,7 @@ class Config(Section):
     """Name of the run's folder; empty is made from the data set, the trainer and the time."""
     early_stop: EarlyStop = EarlyStop()
     federate: Federate
+    privacy: Privacy = Privacy()
     fedopt: FedOpt = FedOpt()
     fedprox: FedProx = FedProx()
     data: Data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -25,11 +26,14 @@ class Schedule:
         batch_size: examples in a batch; the last batch of a pass over the data may be smaller.
         batches: batches in a round; None for whole passes.
         passes: passes over the client's data, where `batches` is None.
+        poisson: each example is in each batch with the same probability, by the operating system's random numbers, so
+            that nobody can tell which were; batches differ in size, and may be empty.
     """
 
     batch_size: int
     batches: int | None = None
     passes: int = 1
+    poisson: bool = False
 
 
 class Batches(Sequence[Batch]):
@@ -56,7 +60,8 @@ class Batches(Sequence[Batch]):
     def __getitem__(self, index: int | slice) -> Batch | Batches:
         if isinstance(index, slice):
             return Batches(self._dataset, self._drawn[index], self._device)
-        return self._dataset.batch(self._drawn[index], self._device)
+        drawn = self._drawn[index]
+        return self._dataset.batch(drawn, self._device) if len(drawn) else _empty(self._device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,10 +100,18 @@ class Shard:
 
     def batches(self, round_index: int) -> Batches:
         """The batches of a round in the order they are visited, each made when it is asked for."""
+        if self.schedule.poisson:  # in the order drawn: one by length would tell of what is in a batch
+            return Batches(self.dataset, self._sampled(), self.device)
         drawn = self._drawn(round_index)
         lengths = [int(self.dataset.lengths[batch].max()) for batch in drawn]
         order = visiting_order(self.seed, round_index, lengths)
         return Batches(self.dataset, [drawn[i] for i in order], self.device)
+
+    def _sampled(self) -> list[Indices]:
+        """Poisson samples of example indices, `batch_size` of them in the mean."""
+        rate = min(1.0, self.schedule.batch_size / len(self.indices))
+        rng = np.random.default_rng(secrets.randbits(256))
+        return [self.indices[rng.random(len(self.indices)) < rate] for _ in range(self.num_batches)]
 
     def _drawn(self, round_index: int) -> list[Indices]:
         """Batches of example indices, pass after pass in a new order each, without repetition inside a pass."""
@@ -110,6 +123,11 @@ class Shard:
             starts = range(0, len(shuffled), self.schedule.batch_size)
             batches += [shuffled[start : start + self.schedule.batch_size] for start in starts]
         return batches[: self.num_batches]
+
+
+def _empty(device: torch.device) -> Batch:
+    nothing = torch.empty(0, 0, dtype=torch.int64)
+    return Batch(nothing.to(device), nothing.to(device), nothing)
 
 
 def visiting_order(seed: int, round_index: int, lengths: Sequence[int]) -> list[int]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 from fedmezo.errors import TrainingError
-from fedmezo.federation.round import Federation, ServerState, close_round_, plan_round
+from fedmezo.federation.round import Federation, ServerState, close_round_, close_tallies_, plan_round
+from fedmezo.federation.sums import Tally
 from fedmezo.records import Refusal, Report, RoundPlan, RoundRecord
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ class RoundResult:
     bytes_up: Mapping[int, int]
     num_batches: int  # that the clients worked through together
     refusals: tuple[Refusal, ...] = ()  # of what came instead of a report, or of one that cannot be
+    tallies: Mapping[int, Tally] | None = None  # of each group under secure sums, in place of all reports
 
 
 class Engine(Protocol):
@@ -72,7 +74,10 @@ def closed_round_(engine: Engine, federation: Federation, state: ServerState) ->
         result = engine.run_round(plan, state)
         refusals += result.refusals
         try:
-            after, record = close_round_(federation, state, plan, result.reports, refusals)
+            if result.tallies is None:
+                after, record = close_round_(federation, state, plan, result.reports, refusals)
+            else:
+                after, record = close_tallies_(federation, state, plan, result.tallies, refusals)
         except TrainingError as error:
             if engine.gives_up():
                 raise

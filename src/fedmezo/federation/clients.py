@@ -110,7 +110,8 @@ class ZerothOrderClients:
         These, and so their batches, are made while a GPU is at work on the losses. It is waited for once, to read them.
         """
         members = [step.run.member for step in steps for _ in step.probes]
-        losses = thetas.losses(members, [probe for step in steps for probe in step.probes])
+        probes = [probe for step in steps for probe in step.probes]
+        losses = thetas.losses(members, probes) if probes else torch.empty(0)  # batches drawn at random may be empty
         coming = self._steps(runs, steps[0].index + 1)
         values = iter(losses.tolist())
         for step in steps:

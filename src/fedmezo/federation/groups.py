@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedmezo.federation.robust import MEAN, robust_tally
-from fedmezo.federation.sums import FixedPoint, Tally
+from fedmezo.federation.sums import Coding, Tally, total_of
 from fedmezo.records import GroupSum, Report, RoundPlan
 from fedmezo.zo.arithmetic import round_coefficient
 from fedmezo.zo.noise import Purpose, Stream, permutation
@@ -26,13 +26,13 @@ def deal(seed: int, round_index: int, members: int, groups: int) -> tuple[int, .
     return tuple(dealt)
 
 
-def tallies_of(plan: RoundPlan, reports: Sequence[Report], fixed: FixedPoint, aggregation: str) -> dict[int, Tally]:
+def tallies_of(plan: RoundPlan, reports: Sequence[Report], coding: Coding, aggregation: str) -> dict[int, Tally]:
     """What the usable reports of each group amount to.
 
     Args:
         plan: of the round.
         reports: of its clients.
-        fixed: how they are summed.
+        coding: how they are summed.
         aggregation: `mean`, or a rule of `robust`.
     """
     group_of = dict(zip(plan.cohort, plan.groups, strict=True))
@@ -41,7 +41,7 @@ def tallies_of(plan: RoundPlan, reports: Sequence[Report], fixed: FixedPoint, ag
         by_group.setdefault(group_of[report.client], []).append(report)
     if aggregation != MEAN:
         return {group: robust_tally(aggregation, some) for group, some in by_group.items()}
-    return {group: fixed.tally(fixed.total(map(fixed.words, some))) for group, some in by_group.items()}
+    return {group: coding.tally(total_of(map(coding.words, some))) for group, some in by_group.items()}
 
 
 def settle(tallies: Mapping[int, Tally], rate: float, directions: int) -> tuple[GroupSum, ...]:
@@ -62,6 +62,7 @@ def settle(tallies: Mapping[int, Tally], rate: float, directions: int) -> tuple[
             train_loss=tally.loss / tally.weight,
             skipped_steps=tally.skipped_steps,
             coefficients=tuple(round_coefficient(scale * scalar) for scalar in tally.scalars),
+            clipped=tally.clipped,
         )
         for group, tally in sorted(tallies.items())
     )

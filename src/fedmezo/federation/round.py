@@ -33,7 +33,7 @@ from fedmezo.federation.rates import (
 from fedmezo.federation.robust import MEAN
 from fedmezo.federation.schedule import CONSTANT, RateSchedule
 from fedmezo.federation.server_optimizers import FEDAVG, PLAIN_AVERAGE, Moments, ServerOptimizer, server_step_
-from fedmezo.federation.sums import FixedPoint, Tally
+from fedmezo.federation.sums import Coding, FixedPoint, Tally
 from fedmezo.federation.trust import Trust, train_loss
 from fedmezo.records import Contribution, GroupSum, Refusal, Report, RoundPlan, RoundRecord, Segment
 from fedmezo.zo.arithmetic import round_coefficient, state_hash
@@ -58,8 +58,10 @@ class Federation:
         weigh: weights of a program's own instead, which the journal keeps as it keeps any.
         groups: how many groups of clients share directions; 0 where each client has its own.
         aggregation: how a group's scalars become one for each direction: `mean`, or a rule of `federation.robust`.
+        coding: how the reports of a group are summed, where not as they are; see `fixed_point`.
         strategy: the learning rates.
         schedule: what is left of them in each round.
+        tells_losses: clients' losses are known; not where noise hides clients or examples.
         trusting: take every round, whatever its loss; else see `federation.trust`.
         rules: what a report must look like; holds the protocol and the estimator.
         segments: the trainable tensors.
@@ -77,16 +79,22 @@ class Federation:
     rules: ReportRules
     segments: tuple[Segment, ...]
     schedule: RateSchedule = CONSTANT
+    tells_losses: bool = True
     trusting: bool = True
     server: ServerOptimizer = PLAIN_AVERAGE
     lone_client: int | None = None
     weigh: Weigh | None = None
     groups: int = 0
     aggregation: str = MEAN
+    coding: Coding | None = None
     device: torch.device = HOST
 
+    def codes(self) -> Coding:
+        """How the reports of a group are summed."""
+        return self.coding or self.fixed_point()
+
     def fixed_point(self) -> FixedPoint:
-        """How the reports of a group are summed.
+        """How the reports of a group are summed as they are.
 
         Raises:
             ConfigError: they cannot be; see there.
@@ -168,7 +176,7 @@ def close_round_(
     if len(accepted) < federation.min_clients:
         raise TrainingError(_too_few(federation, plan, len(accepted), refusals))
     if plan.groups:
-        tallies = tallies_of(plan, accepted, federation.fixed_point(), federation.aggregation)
+        tallies = tallies_of(plan, accepted, federation.codes(), federation.aggregation)
         return close_tallies_(federation, state, plan, tallies, refusals)
     contributions = _contributions(plan, accepted, _weights(federation, accepted))
     if federation.strategy.name == MODEL_DIFF:

@@ -51,6 +51,7 @@ class RoundStatus:
     rate: float | None = None
     val_accuracy: float | None = None
     test_accuracy: float | None = None
+    epsilon: float | None = None
 
     @property
     def evaluated(self) -> bool:
@@ -63,7 +64,9 @@ class RoundStatus:
         words = [f"{name} {loss:.4f}" for name, loss in losses if loss is not None]
         shares = (("val", self.val_accuracy), ("test", self.test_accuracy))
         words += [f"{name} {share:.1%} right" for name, share in shares if share is not None]
-        return " ".join([*words, f"rate {self.rate:.3g}"] if self.rate is not None else words)
+        words += [f"rate {self.rate:.3g}"] if self.rate is not None else []
+        words += [f"epsilon {self.epsilon:.3g}"] if self.epsilon is not None else []
+        return " ".join(words)
 
     def after(self, earlier: RoundStatus) -> RoundStatus:
         """Return this status with the gaps filled from an earlier one."""

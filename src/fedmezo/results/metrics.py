@@ -11,6 +11,8 @@ written as null, since JSON has no word for it, and read back as NaN; every othe
 | train   | rate                | 1          | each client, all  | learning rate of the round                          |
 | train   | skipped_steps       | 1          | each client, all  | local steps whose loss was not finite               |
 | train   | clients             | 1          | each group, all   | clients whose reports are in the sum                |
+| train   | clipped_share       | 1          | all               | clients whose scalars were clipped, under noise     |
+| train   | epsilon             | 1          | all               | what the run has spent of its privacy               |
 | train   | refused_reports     | 1          | all               | reports that the aggregation did not accept         |
 | train   | projected_gradient  | nats/token | each client, all  | mean of abs of the scalars: of g, or normalised     |
 | eval    | val_loss, test_loss | nats/token | each client, all  | loss of the global model on that part               |
@@ -48,6 +50,8 @@ EVENT_AND_UNIT = {
     "rate": ("train", "1"),
     "skipped_steps": ("train", "1"),
     "clients": ("train", "1"),
+    "clipped_share": ("train", "1"),
+    "epsilon": ("train", "1"),
     "refused_reports": ("train", "1"),
     "projected_gradient": ("train", "nats/token"),
     "val_loss": ("eval", "nats/token"),

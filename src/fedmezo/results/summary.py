@@ -57,6 +57,8 @@ class Summary:
     seconds: float | None
     bytes_full_models: int | None = None  # the same of a run without an adapter
     accuracies: tuple[Evaluations, ...] = ()  # in the same order
+    epsilon: float | None = None  # of privacy, spent
+    clipped: float | None = None  # mean share of the clients that were clipped, as far as noise lets it be seen
     best_key: str = "val_loss"
 
     @property
@@ -107,6 +109,8 @@ def summarise(metrics: Sequence[Metric], best_key: str = "val_loss") -> Summary:
         peak_memory=max((round(value) for _, value in series(metrics, "peak_memory")), default=None),
         seconds=sum(value for _, value in timed) if (timed := series(metrics, "seconds")) else None,
         accuracies=tuple(accuracies),
+        epsilon=max((value for _, value in series(metrics, "epsilon")), default=None),
+        clipped=_mean([value for _, value in series(metrics, "clipped_share")]),
         best_key=best_key,
     )
 
@@ -141,6 +145,8 @@ def summary_rows(summary: Summary) -> list[Row]:
             for name, what in WHOLE.items()
         ),
         ("forward passes", summary.forward_passes, "{:,}".format, ""),
+        ("epsilon spent", summary.epsilon, "{:.3g}".format, ""),
+        ("clients clipped", summary.clipped, "{:.0%}".format, "as far as noise lets it be seen"),
         ("peak memory", summary.peak_memory, human_bytes, ""),
         ("time", summary.seconds, human_seconds, ""),
     )
@@ -198,6 +204,10 @@ def _times(summary: Summary, full: int | None) -> str:
         return ""
     ratio = full / sent
     return f"{ratio:,.0f} times as much" if ratio >= 9.5 else f"{ratio:.1f} times as much"
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return min(1.0, max(0.0, sum(values) / len(values))) if values else None
 
 
 def _total(metrics: Sequence[Metric], name: str) -> int | None:

@@ -44,6 +44,7 @@ from fedmezo.models.loading import load_base
 from fedmezo.models.quantised import INT8_DYNAMIC, NONE, quantise_, scheme_of
 from fedmezo.models.vocabulary import settle_special_tokens
 from fedmezo.models.whole import WholeLM
+from fedmezo.privacy.examples import PrivateTwoPoint
 from fedmezo.records import Example
 from fedmezo.results.console import work_progress
 from fedmezo.results.metrics import ACCURACY
@@ -51,6 +52,7 @@ from fedmezo.runs.choosing import make_candidates
 from fedmezo.runs.directory import environment
 from fedmezo.runs.evaluate import Evaluation, accuracy, evaluate
 from fedmezo.runs.format import Header, server_line
+from fedmezo.runs.hiding import hides_examples, hides_losses, privacy_line, private_estimator, private_work, with_coding
 from fedmezo.runs.own import NOTHING, Own
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimators.family import make_estimator as estimator_of
@@ -316,12 +318,14 @@ def _planned_steps(config: Config) -> int:
 def make_estimator(config: Config, model: LanguageModel) -> Estimator:
     """The zeroth-order clients' estimator."""
     settings = replace(bare_estimator(config).settings, noise=make_noise(config, model))
-    return estimator_of(config.train.zo.estimator, settings, config.dataloader.batch_size)
+    return private_estimator(config, estimator_of(config.train.zo.estimator, settings, config.dataloader.batch_size))
 
 
 def _estimator_of_clients(named: Estimator, own: Own) -> Estimator:
     if own.estimator is None:
         return named
+    if isinstance(named, PrivateTwoPoint):
+        raise ConfigError("estimator: privacy.level example clips the scalars of two-point, and of no other one")
     try:
         return OwnScalars(own.estimator(named.settings), named)
     except ValueError as error:
@@ -332,7 +336,8 @@ def bare_estimator(config: Config) -> Estimator:
     """The estimator as far as it counts losses and scalars; its noise is any."""
     zo, rows = config.train.zo, config.dataloader.batch_size
     scale_free = config.train.train_strategy == SCALE_FREE
-    return estimator_of(zo.estimator, Settings(zo.scale, zo.queries, clip=zo.clip, scale_free=scale_free), rows)
+    settings = Settings(zo.scale, zo.queries, clip=zo.clip, scale_free=scale_free)
+    return private_estimator(config, estimator_of(zo.estimator, settings, rows))
 
 
 def make_course(config: Config, model: LanguageModel) -> Course:
@@ -371,7 +376,7 @@ def make_federation(config: Config, model: LanguageModel, own: Own = NOTHING) ->
         most_examples=batches * config.dataloader.batch_size if batches else None,
         max_ratio=federate.max_ratio or 0.0,
     )
-    return Federation(
+    federation = Federation(
         seed=config.seed,
         num_clients=federate.client_num,
         cohort_size=federate.cohort_size,
@@ -385,10 +390,12 @@ def make_federation(config: Config, model: LanguageModel, own: Own = NOTHING) ->
         rules=rules,
         segments=model.segments,
         schedule=_make_rate_schedule(config),
+        tells_losses=not hides_losses(config),
         trusting=not train.trust,
         server=make_server_optimizer(config),
         device=model.device,
     )
+    return with_coding(config, federation)
 
 
 def _make_rate_schedule(config: Config) -> RateSchedule:
@@ -439,7 +446,7 @@ def make_work(config: Config, tuned: TunedModel, own: Own = NOTHING) -> ClientWo
     train = config.train
     proximal = config.fedprox.mu if config.fedprox.use else 0.0
     if config.trainer.type == MEZO:
-        return ZerothOrderClients(
+        work = ZerothOrderClients(
             model=tuned.model,
             estimator=_estimator_of_clients(make_estimator(config, tuned.model), own),
             seed=config.seed,
@@ -448,6 +455,7 @@ def make_work(config: Config, tuned: TunedModel, own: Own = NOTHING) -> ClientWo
             weight_decay=train.optimizer.weight_decay,
             proximal=proximal,
         )
+        return private_work(config, work)
     if train.gradient_checkpointing:
         tuned.model.checkpoint_gradients()
     return FirstOrderClients(
@@ -466,7 +474,7 @@ def make_schedule(config: Config) -> Schedule:
     steps = config.train.local_update_steps
     accumulated = config.grad.grad_accum_count if config.trainer.type != MEZO else 1
     return (
-        Schedule(config.dataloader.batch_size, batches=steps * accumulated)
+        Schedule(config.dataloader.batch_size, batches=steps * accumulated, poisson=hides_examples(config))
         if config.train.batch_or_epoch == "batch"
         else Schedule(config.dataloader.batch_size, passes=steps)
     )
@@ -499,6 +507,8 @@ def make_header(config: Config, tuned: TunedModel, holdings: Holdings, theta: Te
         batch_size=config.dataloader.batch_size,
         scale_free=config.train.train_strategy == SCALE_FREE,
         direction_groups=config.federate.direction_groups,
+        secure_aggregation=config.federate.secure_aggregation,
+        privacy=privacy_line(config),
         server_optimizer=server_line(make_server_optimizer(config)),
         base=config.model.name,
         base_hash=tuned.base_hash,

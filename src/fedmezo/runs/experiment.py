@@ -29,6 +29,7 @@ from fedmezo.results.summary import summarise
 from fedmezo.results.trackers import MLflow, TensorBoard, WeightsAndBiases
 from fedmezo.runs import assemble
 from fedmezo.runs.assemble import Holdings, TunedModel
+from fedmezo.runs.budget import make_budget, with_noise
 from fedmezo.runs.card import card_of_run, write_card
 from fedmezo.runs.directory import (
     BEST,
@@ -65,6 +66,10 @@ class Run:
     holdings: Holdings
     theta: Tensor  # (d,) initial; all parameters are in memory once, and training changes them
     place: Placement
+
+    def held(self) -> list[int]:
+        """Training examples of each client, where this process knows them; zeros elsewhere."""
+        return list(map(len, self.holdings.partition.train))
 
     def starting_theta(self) -> Tensor:
         """Theta (d,) before training, for the server to change."""
@@ -153,6 +158,7 @@ def start(config: Config, folder: Path, log: RunLog, place: Placement = HERE) ->
     signals: Sequence[Signal] = ()
     if config.model.dtype == AUTO:
         this, signals = _settle(this)
+    this = _with_noise(this)
     config = this.config
     write_text(folder / PARTITION_FILE, this.holdings.partition.to_json() + "\n")
     description = assemble.environment_of(this.tuned.model)
@@ -175,6 +181,21 @@ def _settle(this: Run) -> tuple[Run, Sequence[Signal]]:
         logger.warning(notice)
     theta = settled.tuned.theta if restored is None else restored
     return replace(this, config=settled.config, tuned=settled.tuned, theta=theta), settled.signals
+
+
+def _with_noise(this: Run) -> Run:
+    """The run with the noise that its epsilon stands for, which its file says from now on."""
+    federation = assemble.make_federation(this.config, this.tuned.model, this.place.own)
+    config = with_noise(this.config, federation, this.held(), by_plan=this.place.by_client)
+    if config == this.config:
+        return this
+    write_text(this.folder / CONFIG_FILE, config.to_yaml())
+    privacy = config.privacy
+    this.log.line(
+        f"noise multiplier {privacy.noise_multiplier:.4g}: all rounds together spend an epsilon of {privacy.epsilon:g} "
+        f"at a delta of {privacy.delta:g}, for each {privacy.level}"
+    )
+    return replace(this, config=config)
 
 
 def load_parts(
@@ -265,7 +286,9 @@ def finish(this: Run, training: Training) -> dict[Path, Tensor]:
     state = training.state
     summary = summarise(read_metrics(this.folder / METRICS_FILE), config.eval.best_res_update_round_wise_key)
     card = card_of_run(config, summary)
-    if state.round < config.federate.total_round_num:
+    if training.is_spent and state.round < config.federate.total_round_num:
+        this.log.line(f"stopped after round {state.round}: one more would spend more than privacy.epsilon")
+    elif state.round < config.federate.total_round_num:
         this.log.line(f"stopped early after round {state.round}: {training.evaluation.key} no longer improves")
     last, best = this.folder / model.folder, this.folder / f"{model.folder}{BEST}"
     places = {last: state.theta}
@@ -322,6 +345,7 @@ def _training(
         listeners=_listeners(this.place.own),
         state=state,
         hashes=hashes,
+        budget=make_budget(config, federation, this.held(), by_plan=this.place.by_client),
     )
 
 

@@ -177,6 +177,16 @@ class ServerLine(Format):
     tau: float = Field(gt=0, le=LARGEST_FACTOR)
 
 
+class PrivacyLine(Format):
+    """How much noise hides what; see `config.schema.Privacy`."""
+
+    level: Literal["client", "example"]
+    clip: float = Field(ge=0, le=LARGEST_FACTOR)
+    noise_multiplier: float = Field(ge=0, le=LARGEST_FACTOR)
+    delta: float = Field(gt=0, lt=1)
+    epsilon: Annotated[float | None, Field(gt=0), Allowed("a number above 0, or null")] = None
+
+
 class Header(Format):
     """What replay needs besides the rounds and the base model itself, and what a resumed run must agree with."""
 
@@ -202,6 +212,10 @@ class Header(Format):
     """Whether scalars are divided by their running size."""
     direction_groups: Annotated[int, Field(ge=0, lt=MAX_CLIENTS), Since(3)] = 0
     """How many groups of clients share directions; 0 where each client has its own."""
+    secure_aggregation: Annotated[bool, Since(3)] = False
+    """Whether the server saw the groups' sums alone."""
+    privacy: Annotated[PrivacyLine | None, Since(3)] = None
+    """The noise that hides clients or examples; null for none."""
     server_optimizer: Annotated[ServerLine | None, Since(2)] = None
     """What becomes of the average update; None is the average itself."""
     base: Name
@@ -289,6 +303,8 @@ class GroupLine(Format):
     train_loss: float = Field(ge=-(2.0**128), le=2.0**128)
     skipped_steps: Count
     coefficients: Coefficients
+    clipped: Annotated[float | None, Field(ge=-(2.0**64), le=2.0**64)] = None
+    """Share of the clients that were clipped, under noise; no loss is known then."""
 
 
 class RefusalLine(Format):
@@ -309,6 +325,8 @@ class RoundLine(Format):
     common_rate: Annotated[Coefficient | None, Since(3)] = None
     """Of all clients, where there are groups."""
     groups: Annotated[tuple[GroupLine, ...] | None, Field(strict=False), Since(3)] = None
+    epsilon: Annotated[float | None, Field(ge=0), Since(3)] = None
+    """Spent so far, in a private run that has noise."""
     refused: Annotated[tuple[RefusalLine, ...], Field(strict=False)]
     state_hash: Hash
 

@@ -258,13 +258,15 @@ def _record_fields(record: RoundRecord) -> dict[str, Any]:
         "cohort": list(record.cohort),
         "clients": [_contribution_fields(part) for part in record.contributions],
         **shared,
+        **({} if record.epsilon is None else {"epsilon": record.epsilon}),
         "refused": [asdict(refusal) for refusal in record.refusals],
         "state_hash": record.state_hash,
     }
 
 
 def _group_fields(part: GroupSum) -> dict[str, Any]:
-    return asdict(part) | {"coefficients": base64.b64encode(encode_coefficients(part.coefficients)).decode()}
+    fields = asdict(part) | {"coefficients": base64.b64encode(encode_coefficients(part.coefficients)).decode()}
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def _contribution_fields(part: Contribution) -> dict[str, Any]:
@@ -285,4 +287,5 @@ def _record(line: RoundLine) -> RoundRecord:
         state_hash=line.state_hash,
         groups=tuple(GroupSum(**dict(part)) for part in line.groups or ()),
         common_rate=line.common_rate or 0.0,
+        epsilon=line.epsilon,
     )

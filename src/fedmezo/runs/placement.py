@@ -16,6 +16,7 @@ from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.round import Federation
 from fedmezo.runs import assemble
 from fedmezo.runs.assemble import Holdings, TunedModel
+from fedmezo.runs.hiding import make_rehearsal
 from fedmezo.runs.own import NOTHING, Own
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,8 @@ class Here:
         """The simulation."""
         shards = assemble.make_shards(config, holdings, tuned.model.device)
         group = assemble.clients_at_once(config, tuned.model)
-        return Simulation(assemble.make_work(config, tuned, self.own), shards, downlink, group)
+        work = assemble.make_work(config, tuned, self.own)
+        return Simulation(work, shards, downlink, group, make_rehearsal(config, federation))
 
     def is_waiting(self) -> bool:
         """Never: the clients are here."""

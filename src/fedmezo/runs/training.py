@@ -24,6 +24,7 @@ from fedmezo.federation.trust import Trust, train_loss
 from fedmezo.records import RoundPlan, RoundRecord
 from fedmezo.results.console import RoundProgress, RoundStatus
 from fedmezo.results.metrics import Metric, Sink, evaluated, is_accuracy, measured
+from fedmezo.runs.budget import Budget
 from fedmezo.runs.evaluate import Evaluable, Evaluation
 from fedmezo.runs.journal import JournalWriter
 from fedmezo.runs.own import Listener, RoundEvent
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 ROUNDS_BETWEEN_SNAPSHOTS = 50
 ELEMENTS_BETWEEN_SNAPSHOTS = 1 << 31
 """In a `scalars` run, what a resume has to replay at most: rounds, and elements of directions (half a minute)."""
+LOSSES = ("train_loss", "skipped_steps")
+"""What a run that hides clients or examples is not told."""
 FASTER_OF_LOW_RANK = 32
 """How many times as many elements of low-rank directions are replayed in the same time."""
 
@@ -88,6 +91,7 @@ class Training:
         state: the server's.
         evaluations: (round, cost) of the key so far.
         hashes: state hash of every round so far; the first is the initial one.
+        budget: what a private run may spend; None where nothing is spent.
     """
 
     run_dir: Path
@@ -106,6 +110,7 @@ class Training:
     state: ServerState
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
+    budget: Budget | None = None
 
     @property
     def best_round(self) -> int:
@@ -118,7 +123,12 @@ class Training:
     def finished(self) -> bool:
         """Whether no further round is due."""
         costs = [cost for _, cost in self.evaluations]
-        return self.state.round >= self.rounds or self.evaluation.stopping.should_stop(costs)
+        return self.state.round >= self.rounds or self.is_spent or self.evaluation.stopping.should_stop(costs)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether one more round would spend more privacy than the run has."""
+        return self.budget is not None and not self.budget.allows(self.state.round + 1)
 
     def run(self, progress: RoundProgress, interrupted: Callable[[], bool]) -> None:
         """Run the rounds that are left, until the last, an early stop, or an interruption between two rounds."""
@@ -147,7 +157,11 @@ class Training:
             logger.warning(_jump(record, self.state.trust))
         for refusal in record.refusals[len(result.refusals) :]:  # of the others the engine has told
             logger.warning("round %d: client %d was refused: %s", record.round, refusal.client, refusal.reason)
-        metrics = round_metrics(record, result) + self._costs(len(plan.cohort), result.num_batches)
+        if self.budget is not None:
+            record = replace(record, epsilon=self.budget.spent(self.state.round))
+        metrics = round_metrics(record, result, tells_losses=self.federation.tells_losses) + self._costs(
+            len(plan.cohort), result.num_batches
+        )
         if self.evaluation.due(self.state.round, self.rounds):
             metrics += self._evaluate()
         metrics.append(measured("seconds", time.monotonic() - started, round_index=self.state.round))
@@ -219,7 +233,7 @@ class Training:
             sink.write(metrics)
 
 
-def round_metrics(record: RoundRecord, result: RoundResult) -> list[Metric]:
+def round_metrics(record: RoundRecord, result: RoundResult, *, tells_losses: bool = True) -> list[Metric]:
     """What a closed round measured, per client or group and over all; its state is that of round + 1.
 
     Where there are groups nothing is told of single clients: a round has as many lines whatever their number.
@@ -231,7 +245,10 @@ def round_metrics(record: RoundRecord, result: RoundResult) -> list[Metric]:
             metrics += [measured(name, count, round_index=here, client=client) for client, count in by_client.items()]
         metrics.append(measured(name, sum(by_client.values()), round_index=here))
     overall = {"train_loss": train_loss(record)} | overall | {"refused_reports": len(record.refusals)}
-    return metrics + [measured(name, value, round_index=here) for name, value in overall.items()]
+    if record.epsilon is not None:
+        overall["epsilon"] = record.epsilon
+    metrics += [measured(name, value, round_index=here) for name, value in overall.items()]
+    return metrics if tells_losses else [metric for metric in metrics if metric.name not in LOSSES]
 
 
 def _of_clients(record: RoundRecord) -> tuple[list[Metric], dict[str, float]]:
@@ -262,11 +279,15 @@ def _of_groups(record: RoundRecord) -> tuple[list[Metric], dict[str, float]]:
         metrics += [
             measured(name, value, round_index=record.round + 1, group=part.group) for name, value in values.items()
         ]
-    return metrics, {
+    clients = sum(part.clients for part in record.groups)
+    overall: dict[str, float] = {
         "rate": record.common_rate,
-        "clients": sum(part.clients for part in record.groups),
+        "clients": clients,
         "skipped_steps": sum(part.skipped_steps for part in record.groups),
     }
+    if clipped := [part.clipped * part.clients for part in record.groups if part.clipped is not None]:
+        overall["clipped_share"] = sum(clipped) / clients
+    return metrics, overall
 
 
 def _jump(record: RoundRecord, trust: Trust) -> str:
@@ -289,5 +310,5 @@ def _mean_size(scalars: Sequence[float] | None) -> dict[str, float]:
 
 def _status(round_index: int, metrics: Sequence[Metric]) -> RoundStatus:
     overall = {metric.name: metric.value for metric in metrics if metric.is_overall}
-    names = ("train_loss", "val_loss", "test_loss", "val_accuracy", "test_accuracy", "rate")
+    names = ("train_loss", "val_loss", "test_loss", "val_accuracy", "test_accuracy", "rate", "epsilon")
     return RoundStatus(round_index, **{name: overall[name] for name in names if name in overall})

@@ -115,7 +115,7 @@ class FlatThetas:
     def move_(self, member: int, moves: Sequence[Move]) -> None:
         """See `LocalThetas`."""
         theta = self._thetas[member]
-        if not self._kept:
+        if not all(move.stream in self._kept for move in moves):  # for want of room, or the batch had no rows
             apply_(theta, moves, self._noise)
             return
         for move in moves:

@@ -108,6 +108,8 @@ class Elsewhere:
         self, config: Config, tuned: TunedModel, holdings: Holdings, federation: Federation, downlink: Downlink
     ) -> Engine:
         """Start FLARE's server and its jobs, and speak to the sites through them."""
+        if config.federate.secure_aggregation:
+            raise ConfigError("federate.secure_aggregation: over FLARE it cannot be had yet; simulate it")
         folder = self.stack.enter_context(scratch_folder())
         link = Link(folder / "link", self.kit.sites)
         self.stack.callback(link.close)

@@ -27,6 +27,7 @@ from fedmezo.records import RoundPlan, RoundRecord
 from fedmezo.runs import assemble
 from fedmezo.runs.assemble import Holdings, TunedModel
 from fedmezo.runs.experiment import run
+from fedmezo.runs.hiding import make_rehearsal
 from fedmezo.runs.own import NOTHING, Own
 from fedmezo.runs.placement import HERE
 from fedmezo.runs.places import anchored
@@ -97,7 +98,8 @@ class Workers:
             follows=federation.rules.protocol == SCALARS and federation.server.method == FEDAVG,
         )
         shards = assemble.make_shards(config, holdings, torch.device("cpu"))
-        return Dealt(pool, Simulation(pool, shards, downlink, group_size=federation.cohort_size))
+        rehearsal = make_rehearsal(config, federation)
+        return Dealt(pool, Simulation(pool, shards, downlink, federation.cohort_size, rehearsal))
 
     def is_waiting(self) -> bool:
         """Never: the clients are the workers'."""

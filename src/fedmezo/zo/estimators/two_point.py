@@ -53,9 +53,12 @@ class TwoPoint:
         """The projected gradient g of each direction."""
         if not all_finite(losses):
             return None
+        return tuple(map(self.settings.to_scalar, self.differences(losses)))
+
+    def differences(self, losses: Sequence[float]) -> tuple[float, ...]:
+        """The projected gradient g of each direction before it is clipped and rounded."""
         width = 2 * self.settings.step_size
-        pairs = zip(losses[::2], losses[1::2], strict=True)
-        return tuple(self.settings.to_scalar((plus - minus) / width) for plus, minus in pairs)
+        return tuple((plus - minus) / width for plus, minus in zip(losses[::2], losses[1::2], strict=True))
 
     def train_loss(self, losses: Sequence[float]) -> float:
         """The mean of all losses."""

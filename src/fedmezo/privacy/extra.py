@@ -1,0 +1,20 @@
+"""Whether the libraries are there that private runs need, without importing them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from fedmezo.errors import ConfigError
+
+LIBRARIES = {"cryptography": "cryptography", "Crypto": "pycryptodome", "opacus": "opacus"}
+"""Packages by the name of what is imported."""
+
+
+def require_extra(key: str) -> None:
+    """See that the extra is installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if missing := [package for module, package in LIBRARIES.items() if find_spec(module) is None]:
+        raise ConfigError(f"{key} needs {' and '.join(missing)}, which is not here: pip install 'fedmezo[privacy]'")
