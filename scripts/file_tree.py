@@ -15,8 +15,8 @@ One line each, from the modules' own docstrings. Imports point upwards in this l
 This page is made by `python -m scripts.file_tree > docs/tree.md`.
 """
 FOLDERS = (
-    *("", "config", "zo", "zo/estimators", "data", "models", "federation", "engines", "results", "runs", "studies"),
-    *("tasks", "tasks/caged", "machines", "machines/flare", "machines/workers", "handover", "campaign"),
+    *("", "config", "zo", "zo/estimators", "data", "models", "federation", "privacy", "engines", "results", "runs"),
+    *("studies", "tasks", "tasks/caged", "machines", "machines/flare", "machines/workers", "handover", "campaign"),
 )
 
 
