@@ -523,8 +523,8 @@ IN_FILE = [
     ("seed: 0\nseeed: 1\n", "c.yaml:14: seeed: unknown key; nearest known key: seed"),
     ("lr: 1e-5\n", "c.yaml:13: lr: unknown key; nearest known key: train.optimizer.lr"),
     ("qqqq: 1\n", "c.yaml:13: qqqq: unknown key; known are use_gpu, device, threads, workers, seed, outdir, expname, "
-        "early_stop, federate, privacy, fedopt, fedprox, data, llm, dataloader, model, train, grad, criterion, trainer, "
-        "eval, wandb, mlflow"),
+        "early_stop, federate, privacy, fedopt, fedprox, data, llm, dataloader, model, train, grad, criterion, "
+        "trainer, eval, wandb, mlflow"),
     ("attack:\n  attack_method: x\n", "c.yaml:13: attack: FederatedScope's attack is not supported here; remove it"),
     ("seed: 1\nseed: 2\n", "c.yaml:14: seed: given twice, first in line 13; keep one"),
     ("grad:\n\tgrad_clip: 1\n", "c.yaml:14: indented with a tab; YAML indents with spaces only"),
