@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -148,10 +149,15 @@ class RoundPlan:
     """What the server decides before a round: who takes part and at which rate."""
 
     round: int
-    cohort: tuple[int, ...]
+    cohort: tuple[int, ...]  # in ascending order
     rates: tuple[float, ...]  # one per member of the cohort, of 16 significant bits
     size: float = 0.0  # of a scalar so far, of 16 significant bits, where the rates are scale-free; 0 if none is known
     groups: tuple[int, ...] = ()  # the direction group of each member; empty where each has directions of its own
+
+    def includes(self, client: int) -> bool:
+        """Whether a client is in the cohort."""
+        at = bisect_left(self.cohort, client)
+        return at < len(self.cohort) and self.cohort[at] == client
 
     def tasks(self) -> list[ClientTask]:
         """The work of each member, in the cohort's order."""

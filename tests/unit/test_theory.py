@@ -84,3 +84,22 @@ def test_the_bound_is_the_smallest_of_its_three_terms() -> None:
     assert (flat.value, flat.binding) == (1 / 25, "1/H^2")
     noisy = rate_bound(smoothness=2.0, noise_factor=math.inf, dimension=100, clients=3, steps=5)
     assert noisy.value == 0.0
+
+
+def test_what_sharing_costs_is_the_second_moment_of_the_mean_over_shared_directions() -> None:
+    """Closed form: the mean of B scalars along one z, squared, beside B along directions of their own."""
+    means, sigma2, d, m = clients(6, 60, apart=2.0), 5.0, 60, 400
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(6, m, d, dtype=torch.float64, generator=generator) * math.sqrt(sigma2 / d)
+    moments = gradient_moments(gram(means[:, None] + noise))
+    pair = (36 * 4.0 - 6 * 8.0) / 30  # of the sum of all, 6 x 2, without each with itself
+    rho = pair / (4.0 + 4.0 + sigma2)
+    assert moments.correlation.value == pytest.approx(rho, abs=5 * moments.correlation.error)
+    assert moments.sharing_cost(1).value == 1
+    mean_of_all = (4.0 + sigma2 / 6) / ((4.0 + 4.0 + sigma2) / 6)  # six on one direction, beside six of their own
+    assert moments.sharing_cost(6).value == pytest.approx(mean_of_all, rel=0.02)
+
+
+def test_one_client_alone_shares_with_nobody() -> None:
+    gradients = torch.randn(1, 8, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert math.isnan(gradient_moments(gram(gradients)).pair_product.value)

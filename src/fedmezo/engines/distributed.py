@@ -224,7 +224,7 @@ class Distributed:
 
     def _may(self, this: _Round, client: int) -> bool:
         """Whether the client may take part: who is barred only if the round needs it."""
-        return client in this.plan.cohort or not self._peers[client].is_barred(this.plan.round)
+        return this.plan.includes(client) or not self._peers[client].is_barred(this.plan.round)
 
     def _complete(self, this: _Round) -> bool:
         open_ = [client for client in this.plan.cohort if client not in this.done]

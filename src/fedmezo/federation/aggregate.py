@@ -13,7 +13,7 @@ from torch import Tensor
 from fedmezo.federation.groups import moves_of_group
 from fedmezo.federation.rates import LARGEST_LOSS, ClientHistory, Histories, mean_square
 from fedmezo.records import Contribution, Refusal, Report, RoundPlan, RoundRecord, Segment
-from fedmezo.zo.arithmetic import round_coefficient, round_scalar
+from fedmezo.zo.arithmetic import are_scalars, largest, round_coefficient, round_scalar
 from fedmezo.zo.estimators.protocol import Estimator
 from fedmezo.zo.replay import Address, Move, Pace, apply_, update_from_zero
 
@@ -81,7 +81,7 @@ def report_fault(report: Report, plan: RoundPlan, state_hash: str, rules: Report
     """What is wrong with a report in itself; None if nothing is."""
     if report.round != plan.round:
         return f"it is of round {report.round}, not {plan.round}"
-    if report.client not in plan.cohort:
+    if not plan.includes(report.client):
         return "the client is not in this round's cohort"
     if report.state_hash != state_hash:
         return f"it started from the state {report.state_hash[:12]}, not {state_hash[:12]}"
@@ -118,15 +118,18 @@ def _scalars_fault(scalars: tuple[float, ...] | None, rules: ReportRules) -> str
         return f"it carries {len(scalars)} scalars, not {rules.steps * directions}"
     if not scalars or len(scalars) % directions:
         return f"it carries {len(scalars)} scalars, not a multiple of the {directions} directions of a step"
-    limit = round_scalar(rules.estimator.largest)
-    for index, g in enumerate(scalars):
-        if not math.isfinite(g):
-            return f"scalar {index} is {g}"
-        if abs(g) > limit:
-            return f"scalar {index} is {g:g}, larger than {limit:g} in size"
-        if round_scalar(g) != g:
-            return f"scalar {index} is not a bfloat16 number"
-    return None
+    limit, bound = round_scalar(rules.estimator.largest), largest(scalars)
+    if bound <= limit and are_scalars(scalars):
+        return None
+    return next(fault for index, g in enumerate(scalars) if (fault := _scalar_fault(index, g, limit)) is not None)
+
+
+def _scalar_fault(index: int, g: float, limit: float) -> str | None:
+    if not math.isfinite(g):
+        return f"scalar {index} is {g}"
+    if abs(g) > limit:
+        return f"scalar {index} is {g:g}, larger than {limit:g} in size"
+    return None if are_scalars([g]) else f"scalar {index} is not a bfloat16 number"
 
 
 def _update_fault(update: Tensor | None, rules: ReportRules) -> str | None:

@@ -6,8 +6,9 @@ curvature is a property of the loss, and half precision would bury it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,9 @@ RANDOM_VECTORS, LANCZOS_STEPS = 8, 12
 UNSURE = 0.05
 """Relative error of a Hessian product above which the user is told."""
 
+SOME_GROUPS = 8
+"""Of directions: few numbers to send, and most of what directions of their own give."""
+
 PICTURE_FILE, NUMBERS_FILE = "diagnosis.png", "diagnosis.json"
 Progress = Callable[[int, int | None], None]
 
@@ -63,6 +67,7 @@ class Diagnosis:
     moments: GradientMoments
     bound: RateBound  # all of a batch's variance counted as c_g
     bound_without_noise: RateBound  # none of it: c_g = 1
+    sharing: Mapping[int, Estimate] = field(default_factory=dict)  # what direction groups cost, by their number
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +80,7 @@ class Bench:
     seed: int  # of the random vectors
     cohort_size: int
     local_steps: int
+    groups: tuple[int, ...] = ()  # numbers of direction groups whose cost is asked for
 
     def mean_gradient(self, theta: Tensor) -> Tensor:
         """Gradient (d,) of the loss whose curvature is looked at: the mean over its examples."""
@@ -150,7 +156,15 @@ def make_bench(config: Config, tuned: TunedModel, holdings: Holdings) -> Bench:
         seed=other.seed,
         cohort_size=config.federate.cohort_size,
         local_steps=max(shard.num_batches for shard in able),
+        groups=_groups_of_interest(config, len(chosen)),
     )
+
+
+def _groups_of_interest(config: Config, clients: int) -> tuple[int, ...]:
+    """The run's own number of direction groups, one and some; none where there are no two clients to compare."""
+    cohort = config.federate.cohort_size
+    wanted = {1, SOME_GROUPS, config.federate.direction_groups}
+    return tuple(sorted(groups for groups in wanted if 0 < groups < cohort)) if clients > 1 else ()
 
 
 def gradient_of(model: LanguageModel) -> Callable[[Tensor, Batch], Tensor]:
@@ -171,7 +185,7 @@ def measure(bench: Bench, at: int, theta: Tensor, console: Console) -> Diagnosis
         moments = gradient_moments(_gram(bench, theta, progress))
     with work_progress(console, f"round {at}: curvature") as progress:
         found, error = _spectrum(bench, theta, progress)
-    bounds = [
+    bound, without_noise = (
         rate_bound(
             smoothness=found.norm,
             noise_factor=factor,
@@ -180,8 +194,9 @@ def measure(bench: Bench, at: int, theta: Tensor, console: Console) -> Diagnosis
             steps=bench.local_steps,
         )
         for factor in (max(1.0, moments.noise_factor), 1.0)
-    ]
-    return Diagnosis(at, found, error, moments, *bounds)
+    )
+    sharing = {groups: moments.sharing_cost(bench.cohort_size / groups) for groups in bench.groups}
+    return Diagnosis(at, found, error, moments, bound, without_noise, sharing)
 
 
 def _gram(bench: Bench, theta: Tensor, progress: Progress) -> Tensor:
@@ -286,7 +301,15 @@ def rows(found: Sequence[Diagnosis]) -> list[tuple[str, list[str]]]:
             f"{item.bound_without_noise.value:.2g}, from {item.bound_without_noise.binding}"
         ),
     }
+    if found[0].sharing:
+        cells["rho, correlation of two clients' scalars"] = lambda item: str(item.moments.correlation)
+    for groups in found[0].sharing:
+        cells[f"what direction_groups: {groups} costs, 1 + (B - 1) rho"] = partial(_cost_of, groups)
     return [(heading, [cell(item) for item in found]) for heading, cell in cells.items()]
+
+
+def _cost_of(groups: int, item: Diagnosis) -> str:
+    return str(item.sharing[groups])
 
 
 def rate_in_words(found: Sequence[Diagnosis], rate: float) -> str:

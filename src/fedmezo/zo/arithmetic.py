@@ -57,6 +57,16 @@ def round_scalar(value: float) -> float:
     return float(torch.tensor(value, dtype=torch.float32).to(torch.bfloat16))
 
 
+def are_scalars(values: Sequence[float]) -> bool:
+    """Whether all of some finite numbers are exactly representable in bfloat16."""
+    bits = f"<{len(values)}f"
+    try:
+        packed = struct.pack(bits, *values)
+    except OverflowError:
+        return False
+    return not any(packed[0::4]) and not any(packed[1::4]) and struct.unpack(bits, packed) == tuple(values)
+
+
 def encode_scalars(scalars: Sequence[float]) -> bytes:
     """Two bytes a scalar: little-endian bfloat16, the high half of the float32.
 

@@ -29,11 +29,31 @@ class GradientMoments:
         global_square: |f|^2.
         client_square: mean over clients of |f_i|^2.
         batch_square: mean of |G_i|^2.
+        pair_product: mean of f_i . f_j over two different clients; not a number of one client.
     """
 
     global_square: Estimate
     client_square: Estimate
     batch_square: Estimate
+    pair_product: Estimate
+
+    @property
+    def correlation(self) -> Estimate:
+        """Of two clients' scalars along a direction that they share: f_i . f_j over |G_i|^2."""
+        size = self.batch_square.value
+        if size <= 0:
+            return Estimate(0.0, math.nan)
+        rho = self.pair_product.value / size
+        return Estimate(rho, math.hypot(self.pair_product.error, rho * self.batch_square.error) / size)
+
+    def sharing_cost(self, members: float) -> Estimate:
+        """How many times as large the second moment of a round's move is where so many clients share directions.
+
+        The mean of B scalars along one direction has the second moment (1 + (B - 1) rho) / B of a single one, and B own
+        directions have 1 / B. The best rate falls about so many times, and as many times the steps are needed.
+        """
+        rho = self.correlation
+        return Estimate(1 + (members - 1) * rho.value, (members - 1) * rho.error)
 
     @property
     def noise(self) -> float:
@@ -74,13 +94,14 @@ def gradient_moments(gram: Tensor) -> GradientMoments:
     return GradientMoments(*(Estimate(v, math.sqrt(float(s))) for v, s in zip(whole, spread, strict=True)))
 
 
-def _squares(gram: Tensor) -> tuple[float, float, float]:
-    """|f|^2, mean |f_i|^2 and mean |G_i|^2."""
+def _squares(gram: Tensor) -> tuple[float, float, float, float]:
+    """|f|^2, mean |f_i|^2, mean |G_i|^2 and mean f_i . f_j."""
     clients, batches = gram.shape[:2]
     own = torch.einsum("iaia->i", gram)  # of each batch with itself
     within = (torch.einsum("iaib->i", gram) - own) / (batches * (batches - 1))  # (N,) |f_i|^2
     across = (gram.sum() - torch.einsum("iaib->", gram)) / batches**2  # sum over i != j of f_i . f_j
-    return float((within.sum() + across) / clients**2), float(within.mean()), float(own.mean() / batches)
+    pairs = float(across) / (clients * (clients - 1)) if clients > 1 else math.nan
+    return float((within.sum() + across) / clients**2), float(within.mean()), float(own.mean() / batches), pairs
 
 
 @dataclass(frozen=True, slots=True)
