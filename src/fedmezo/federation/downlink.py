@@ -11,7 +11,6 @@ from fedmezo.federation.messages import CatchUp, bounded_history, catch_up
 from fedmezo.federation.round import ServerState
 from fedmezo.records import RoundRecord
 
-
 NOTHING = -1
 """The known round of a client that knows no state."""
 
