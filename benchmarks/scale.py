@@ -132,6 +132,7 @@ def training(folder: Path, clients: int, cohort: int, groups: int) -> Training:
         save_freq=0,
         keep_initial=False,
         forward_passes_per_batch=2,
+        whole="bytes_full_adapters",
         journal=JournalWriter.create(folder / JOURNAL_FILE, header),
         sinks=[MetricsFile(folder)],
         listeners=[],
