@@ -73,9 +73,10 @@ def _reproduce(options: argparse.Namespace) -> int:
     from fedmezo.campaign.reproduce import LARGER_MODEL, ReproduceRequest, reproduce
     from fedmezo.campaign.runs import usable_cores
 
+    own_model = None
     if options.scale == LAPTOP:
         prepare(options.data_root or FOLDER)
-        options.model = options.model or str(plain_model(options.data_root or FOLDER))
+        own_model = str(plain_model(options.data_root or FOLDER))
     request = ReproduceRequest(
         item=options.item,
         scale=options.scale,
@@ -85,6 +86,7 @@ def _reproduce(options: argparse.Namespace) -> int:
         seeds=options.seeds,
         workers=options.jobs or (1 if options.scale == "paper" else usable_cores()),
         out=options.out or Path("reproduction") / options.scale,
+        own_model=own_model,
         larger_model=options.larger_model or LARGER_MODEL,
     )
     return reproduce(request, Console())

@@ -39,6 +39,7 @@ class ReproduceRequest:
         scale: `small` or `paper`.
         words: further `key=value` settings for every run.
         model: another model; None for the scale's.
+        own_model: where the scale's model lies; None where its configuration says so.
         larger_model: of the points that compare a larger model.
         data_root: folder of the data files; None for the scale's.
         seeds: seeds of each point; None for the scale's.
@@ -54,6 +55,7 @@ class ReproduceRequest:
     seeds: int | None
     workers: int
     out: Path
+    own_model: str | None = None
     larger_model: str = LARGER_MODEL
 
 
@@ -89,7 +91,7 @@ def reproduce(request: ReproduceRequest, console: Console) -> int:
 
 def _plan(request: ReproduceRequest, scale: Scale, spec: PointSpec) -> _Plan:
     words = [f"{key}={json.dumps(value)}" for key, value in spec.settings.items()]
-    model = request.larger_model if spec.is_larger else request.model
+    model = request.larger_model if spec.is_larger else request.model or request.own_model
     words += [f"model.type={model}"] if model else []
     words += [f"data.root={request.data_root}"] if request.data_root else []
     config, _ = load_config(scale.base, [*words, *request.words])
