@@ -3,8 +3,8 @@
     python -m scripts.update_results reproduction/small docs/results.md
 
 What stands in the page between `<!-- ITEM -->` and `<!-- end -->` is replaced by the item's command, tables and
-picture; the pictures are copied beside the page, into `results/`. Everything else, such as the findings, is left as it
-is. A page that is not there yet is made with a section for each item that has been reproduced.
+picture; the pictures are copied beside the page, into `results/`. Everything else is left as it is: findings, and items
+that were not made there. A page that is not there yet is made with a section for each item that has been reproduced.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ BLOCK = re.compile(r"<!-- (?P<item>[\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 PICTURES = "results"
 
 
-def block(reproduction: Path, page: Path, item: str) -> str:
-    """What belongs between the marks of an item."""
+def block(reproduction: Path, page: Path, item: str, present: str) -> str:
+    """What belongs between the marks of an item; what is there at present, where it was not made."""
     parts = [
         path.read_text(encoding="utf-8").partition("\n\n")[2].strip()
         for path in (reproduction / f"{item}.md", reproduction / f"{item}-downstream.md")
         if path.exists()
     ]
     if not parts:
-        raise SystemExit(f"{reproduction / item}.md is missing: fedmezo reproduce {item} --out {reproduction}")
+        print(f"left as it is: {item}, of which there is no {reproduction / item}.md")
+        return present
     picture = reproduction / f"{item}.png"
     if picture.exists():
         (page.parent / PICTURES).mkdir(exist_ok=True)
@@ -47,7 +48,7 @@ def skeleton(reproduction: Path) -> str:
 def update(reproduction: Path, page: Path) -> None:
     """Rewrite the page."""
     text = page.read_text(encoding="utf-8") if page.exists() else skeleton(reproduction)
-    page.write_text(BLOCK.sub(lambda match: block(reproduction, page, match["item"]), text), encoding="utf-8")
+    page.write_text(BLOCK.sub(lambda match: block(reproduction, page, match["item"], match[0]), text), encoding="utf-8")
 
 
 def main() -> None:

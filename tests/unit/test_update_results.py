@@ -36,8 +36,9 @@ def test_a_page_is_made_and_kept_up_to_date_around_what_people_write(tmp_path: P
     assert again.count("<!-- table6 -->") == again.count("<!-- end -->") == 1
 
 
-def test_a_missing_item_says_how_to_make_it(tmp_path: Path) -> None:
+def test_items_that_were_not_made_there_are_left_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "results.md"
-    page.write_text("<!-- mu -->\n<!-- end -->\n")
-    with pytest.raises(SystemExit, match="fedmezo reproduce mu --out"):
-        update(tmp_path, page)
+    page.write_text("<!-- mu -->\nof another scale\n<!-- end -->\n<!-- table6 -->\n<!-- end -->\n")
+    update(make(tmp_path / "small", "1.5"), page)
+    assert page.read_text().startswith("<!-- mu -->\nof another scale\n<!-- end -->\n<!-- table6 -->\n\nAbout.")
+    assert "left as it is: mu" in capsys.readouterr().out
