@@ -68,9 +68,12 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def base_model(shape: str, dtype: str, device: str, quantization: str = "none") -> LlamaForCausalLM:
-    """A frozen LLaMA with random weights, quantised or not."""
-    config = LlamaConfig(**SHAPES[shape], max_position_embeddings=2048, use_cache=False)
+def base_model(
+    shape: str, dtype: str, device: str, quantization: str = "none", layers: int | None = None
+) -> LlamaForCausalLM:
+    """A frozen LLaMA with random weights, quantised or not, with all its layers or as many as are given."""
+    sizes = SHAPES[shape] if layers is None else SHAPES[shape] | {"num_hidden_layers": layers}
+    config = LlamaConfig(**sizes, max_position_embeddings=2048, use_cache=False)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(1)
         untyped: Any = LlamaForCausalLM

@@ -2,6 +2,7 @@
 
     python -m benchmarks.formats --shape 100m
     python -m benchmarks.formats --shape 100m --formats bfloat16,bfloat16+int8-dynamic   # two, so both are compiled
+    python -m benchmarks.formats --model SmolLM2-135M-Instruct.Q4_1.gguf    # a real LLaMA, and GSM8K's lengths
 
 All in one process, interleaved. A step is two losses, its direction and the update, of one client with batches of one
 example. Ours has the lanes of three clients, called and compiled (on a GPU: captured). Loops and back-propagation are
@@ -18,12 +19,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from benchmarks import common
 from benchmarks.common import Row
 from benchmarks.step_time import CLIENTS, LANES, InTurn, in_turn
 from fedmezo.federation.clients import ZerothOrderClients
 from fedmezo.models.causal_lm import CausalLM
+from fedmezo.models.loading import load_base
+from fedmezo.models.quantised import rounds_activations
 from fedmezo.records import Batch, ClientTask
 from fedmezo.zo.estimators.protocol import Settings
 from fedmezo.zo.estimators.two_point import TwoPoint
@@ -34,10 +38,11 @@ FORMATS = ("float32", "bfloat16", "bfloat16+int8", "bfloat16+int8-dynamic", "bfl
 def main() -> None:
     """Measure and print."""
     parser = common.arguments(__doc__)
+    parser.add_argument("--model", help="a model of LLaMA's kind in place of a shape with random weights")
     parser.add_argument("--formats", default=",".join(FORMATS), help="dtype or dtype+scheme, with commas between")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    lengths = common.read_lengths(options) if options.shape != "100m" else [(128, 128)]
+    lengths = [(128, 128)] if options.shape == "100m" and not options.model else common.read_lengths(options)
     loops = "float32" if options.device == "cpu" else options.dtype
     repeats = 2 if options.quick else 5
     common.report("formats", measure(options, options.formats.split(","), lengths, loops, repeats), options)
@@ -55,16 +60,16 @@ def measure(
         loops: dtype of the loops that ours is compared with.
         repeats: of each form.
     """
-    device, vocabulary = options.device, common.SHAPES[options.shape]["vocab_size"]
-    batches = common.batches(lengths, vocabulary, device)
-    plain = common.adapted(common.base_model(options.shape, loops, device), options.rank)
+    device = options.device
+    plain = common.adapted(_base(options, loops), options.rank)
+    batches = common.batches(lengths, plain.base.config.vocab_size, device)
     whole = _bytes(plain)
     forms = loop_forms(plain, batches)
     names, sizes = {}, {}
     for name in formats:
         dtype, _, scheme = name.partition("+")
         for is_compiled in (False, True):
-            model = common.adapted(common.base_model(options.shape, dtype, device, scheme or "none"), options.rank)
+            model = common.adapted(_base(options, dtype, scheme or "none"), options.rank)
             model.use_lanes(LANES)
             if is_compiled and model.compile(rows=1):
                 continue
@@ -80,6 +85,15 @@ def measure(
         made.append(Row(f"{name} / its floor", best / (1e3 * floor(name, plain, lengths, device)), "times"))
         made.append(Row(f"base in {name} / in {loops}", sizes[name] / whole, "times"))
     return made
+
+
+def _base(options: Any, dtype: str, scheme: str = "none") -> LlamaForCausalLM:
+    """The named model, or a random one of the shape."""
+    if not getattr(options, "model", None):
+        return common.base_model(options.shape, dtype, options.device, scheme)
+    base, _ = load_base(options.model, None, getattr(torch, dtype), torch.device(options.device), quantization=scheme)
+    assert isinstance(base, LlamaForCausalLM), "the floor counts a LLaMA's products"
+    return base
 
 
 def loop_forms(model: CausalLM, batches: Sequence[Batch]) -> dict[str, Callable[[], object]]:
@@ -124,7 +138,7 @@ def floor(name: str, model: CausalLM, lengths: Sequence[tuple[int, int]], device
     tokens = sum(map(sum, lengths)) / len(lengths)
     answer = sum(answer for _, answer in lengths) / len(lengths)
     rate = common.matmul_flops(dtype, device)
-    fast = common.int8_operations(device) if scheme == "int8-dynamic" else rate
+    fast = common.int8_operations(device) if rounds_activations(scheme) else rate
     return 4 * (layers * tokens / fast + vocabulary * answer / rate)
 
 

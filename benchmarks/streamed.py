@@ -104,12 +104,13 @@ def measure(options: Any) -> list[Row]:
     checked = time.perf_counter()
     lengths = [(options.tokens // 2, options.tokens - options.tokens // 2)] * CLIENTS
     step = lanes_form(model, common.batches(lengths, base.config.vocab_size, options.device))
-    seconds, octets = [], []
+    seconds, busy, octets = [], [], []
     for _ in range(1 if options.quick else 3):
         forget(options.checkpoint)
-        before, began = read_from_disk(), time.perf_counter()
+        before, began, used = read_from_disk(), time.perf_counter(), time.process_time()
         step()
         seconds.append(time.perf_counter() - began)
+        busy.append(time.process_time() - used)
         octets.append(read_from_disk() - before)
     best = min(range(len(seconds)), key=seconds.__getitem__)
     layers = sum(p.numel() for p in base.parameters())
@@ -119,6 +120,7 @@ def measure(options: Any) -> list[Row]:
         Row("fingerprint", hashed - loaded, "s"),
         Row("adapter and checks", checked - hashed, "s"),
         Row(f"step of {CLIENTS} clients, {LANES} lanes of {options.tokens} tokens", seconds[best], "s"),
+        Row("processor time of it, all threads", busy[best], "s"),
         Row("read from the disk in it", octets[best] / 1e9, "GB"),
         Row("rate of that", octets[best] / seconds[best] / 1e9, "GB/s"),
         Row("rate of the disk alone", disk_rate(options.checkpoint) / 1e9, "GB/s"),

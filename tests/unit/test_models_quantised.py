@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,21 @@ from fedmezo.models import quantised
 from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.fingerprint import base_hash
 from fedmezo.models.lanes import spread
-from fedmezo.models.quantised import INT8, INT8_DYNAMIC, NF4, NONE, Int8Linear, Nf4Linear, Rounding, quantise_
+from fedmezo.models.quantised import (
+    ALL,
+    INT8,
+    INT8_DYNAMIC,
+    NF4,
+    NONE,
+    SCHEMES,
+    Int8Linear,
+    Nf4Linear,
+    Rounding,
+    quantise_,
+    rounds_activations,
+)
 from fedmezo.records import Batch
+from tests.tiny_models import tiny_model
 
 ADAPTERS: dict[str, dict[str, object]] = {
     "lora": {"adapter_method": "lora", "r": 2, "target_modules": ["q_proj", "down_proj"]},
@@ -111,7 +125,7 @@ def test_nf4_takes_the_nearest_of_its_sixteen_numbers() -> None:
 
 
 @pytest.mark.parametrize("method", ADAPTERS)
-@pytest.mark.parametrize("scheme", [INT8, INT8_DYNAMIC, NF4])
+@pytest.mark.parametrize("scheme", SCHEMES[1:])
 def test_lanes_over_a_quantised_base(scheme: str, method: str) -> None:
     base = llama()
     plain = copy.deepcopy(base)
@@ -123,10 +137,10 @@ def test_lanes_over_a_quantised_base(scheme: str, method: str) -> None:
     alone = model.losses(list(thetas), batches)
     assert model.use_lanes(3) == []
     # rounded activations fall to the other side where sums differ in their last bits
-    tolerance = 2e-2 if scheme == INT8_DYNAMIC else 1e-5
+    tolerance = 2e-2 if rounds_activations(scheme) else 1e-5
     torch.testing.assert_close(model.losses(thetas, batches), alone, rtol=0, atol=tolerance)
     exact = CausalLM(plain, ADAPTERS[method], 1).losses(list(thetas), batches)
-    torch.testing.assert_close(alone, exact, rtol=0.2 if scheme == NF4 else 0.02, atol=0)  # 4 bits are few
+    torch.testing.assert_close(alone, exact, rtol=0.2 if NF4 in scheme else 0.02, atol=0)  # 4 bits are few
     assert not torch.equal(alone, exact)
 
 
@@ -154,9 +168,30 @@ def test_embedding_and_head_stay_and_the_rest_is_small() -> None:
         assert sum(tensor.nbytes for tensor in base.model.layers.state_dict().values()) < (share + 0.06) * before
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_embedding_and_head_in_eight_bits_where_that_is_asked(dtype: torch.dtype, tied: bool) -> None:
+    base: Any = llama()
+    if tied:
+        base.lm_head.weight = base.model.embed_tokens.weight
+    base.to(dtype=dtype)
+    ids, x = batch().input_ids, random(3, 32).to(dtype)
+    vectors, logits = base.model.embed_tokens(ids), base.lm_head(x).float()
+    quantise_(base, INT8 + ALL)
+    table, head = base.get_input_embeddings(), base.get_output_embeddings()
+    assert (table.weight.dtype, head.weight.dtype, head.weight is table.weight) == (torch.int8, torch.int8, tied)
+    assert table(ids).dtype == dtype
+    step = table.scales[ids][..., None] * (0.5 + 300 * torch.finfo(dtype).eps)  # half a unit, and dtype's own rounding
+    assert ((table(ids) - vectors).abs() <= step).all()
+    near = (head.weight.double() * head.scales.double()[:, None]) @ x.double().T
+    rounding = 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(head(x).double(), near.T, rtol=rounding, atol=8 * rounding)
+    torch.testing.assert_close(head(x), logits, rtol=0, atol=0.05)
+
+
 def test_the_fingerprint_names_weights_and_scheme() -> None:
     hashes = set()
-    for scheme in (NONE, INT8, INT8_DYNAMIC, NF4):
+    for scheme in SCHEMES:
         base = llama()
         quantise_(base, scheme)
         hashes.add(base_hash(base))
@@ -165,7 +200,7 @@ def test_the_fingerprint_names_weights_and_scheme() -> None:
         if scheme != NONE:
             base.model.layers[1].mlp.up_proj.scales[0] *= 2
             assert base_hash(base) not in hashes
-    assert len(hashes) == 4
+    assert len(hashes) == len(SCHEMES) == 7
 
 
 def test_bitsandbytes_is_not_imported_before_it_is_needed() -> None:
@@ -182,6 +217,9 @@ def test_what_cannot_be_quantised_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     experts.model.register_parameter("experts", nn.Parameter(torch.zeros(100_000), requires_grad=False))
     with pytest.raises(ModelError, match="only 15,360 are in linear layers"):
         quantise_(experts, INT8)
+    scaled = tiny_model("gemma3")  # multiplies what it looks up
+    with pytest.raises(ModelError, match=r"more than look up and multiply .*: set it to nf4"):
+        quantise_(scaled, NF4 + ALL)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ModelError, match="needs bitsandbytes"):
         quantise_(llama(), NF4)

@@ -198,8 +198,9 @@ def _whole(config: Config) -> Iterator[Conflict]:
 
 
 def _quantization(config: Config) -> Iterator[Conflict]:
-    if config.model.quantization == "int8-dynamic" and config.trainer.type == "llmtrainer":
-        text = "is int8-dynamic, whose rounded activations have no gradient; set it to int8 or nf4"
+    scheme = config.model.quantization or ""
+    if scheme.startswith("int8-dynamic") and config.trainer.type == "llmtrainer":
+        text = f"is {scheme}, whose rounded activations have no gradient; set it to int8 or nf4"
         yield Conflict(("model.quantization", "trainer.type"), f"{text}, or trainer.type: mezotrainer")
 
 

@@ -26,7 +26,7 @@ EstimatorName = Literal["two-point", "one-sided", "per-example"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Noise = Literal["gaussian", "rademacher", "low-rank"]
 Rank = Literal[1, 4, 16, 64, 256]
-Quantization = Literal["none", "int8", "int8-dynamic", "nf4"]
+Quantization = Literal["none", "int8", "int8-dynamic", "nf4", "int8-all", "int8-dynamic-all", "nf4-all"]
 # torch.optim without LBFGS (needs a closure) and SparseAdam (needs sparse gradients); torch is not imported here.
 OptimizerName = Literal[
     "ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "RAdam", "RMSprop",
@@ -381,7 +381,7 @@ class Model(Section):
     dtype: Annotated[Literal["auto"] | Dtype | None, Allowed("auto, float32, bfloat16 or float16")] = None
     """Number format that the base computes in; auto: the fastest here with a sound g. Unset: float32, or half."""
     quantization: Quantization | None = None
-    """Linear layers with weights in 8 or 4 bits, int8-dynamic: products too. Unset: none, or as dtype auto finds."""
+    """Linear layers in 8 or 4 bits; -dynamic: products too; -all: embedding and head in 8. Unset: none, or by auto."""
     streamed: bool = False
     """Read the layers from the disk in each forward pass, two in memory: for models larger than memory."""
 

@@ -2,13 +2,13 @@
 
 The int8 layers are our own: torchao's do the same arithmetic at half the speed (its eager form rounds activations in
 separate passes, once for each of q, k and v). NF4 (Dettmers et al. 2023) is bitsandbytes'. Embedding and output head
-keep their precision.
+keep their precision, unless a scheme's name ends in `-all`: then they are int8, in all schemes.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,8 @@ NONE: Final = "none"
 INT8: Final = "int8"
 INT8_DYNAMIC: Final = "int8-dynamic"
 NF4: Final = "nf4"
-SCHEMES = (NONE, INT8, INT8_DYNAMIC, NF4)
+ALL: Final = "-all"
+SCHEMES = (NONE, INT8, INT8_DYNAMIC, NF4, INT8 + ALL, INT8_DYNAMIC + ALL, NF4 + ALL)
 
 _LARGEST = 127
 _FEWEST_ROWS_ON_GPU = 32
@@ -79,7 +80,41 @@ class Int8Linear(nn.Linear):
         whole, scales = self.rounding(x)
         sums = int8_product(whole, self.weight)
         y = (sums * scales).mul_(self.scales).to(x.dtype)
-        return (y if self.bias is None else y.add_(self.bias)).view(*x.shape[:-1], -1)
+        return (y if self.bias is None else y.add_(self.bias)).view(*x.shape[:-1], self.out_features)
+
+
+class Int8Head(Int8Linear):
+    """An output head with int8 weights, which returns float32: what is scaled is its result, of far fewer elements."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        if self.rounding is not None:
+            return super().forward(x)
+        logits = (
+            F.linear(x, self.weight.to(x.dtype)) * self.scales
+        )  # whole numbers below 128 are exact in any precision
+        return logits if self.bias is None else logits + self.bias
+
+
+class Int8Embedding(nn.Embedding):
+    """An embedding with int8 weights and a float32 scale for each token.
+
+    Args:
+        plain: the one whose place it takes.
+    """
+
+    def __init__(self, plain: nn.Embedding) -> None:
+        nn.Module.__init__(self)  # as above
+        vars(self).update({name: vars(plain)[name] for name in nn.Embedding.__constants__})
+        whole, scales = rounded(plain.weight.detach().float())
+        self.weight = nn.Parameter(whole, requires_grad=False)
+        self.scales: Tensor
+        self.register_buffer("scales", scales.flatten())
+        self.dtype = plain.weight.dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map (...) to (..., embedding_dim)."""
+        return (F.embedding(ids, self.weight) * self.scales[ids][..., None]).to(self.dtype)
 
 
 class Nf4Linear(nn.Linear):
@@ -141,12 +176,20 @@ class Quantiser:
             raise ModelError(
                 f"model.quantization is {scheme}, but this model is quantised already ({found}): leave it out"
             )
-        _, self._head = embedding_and_head(base)
-        self._scheme = scheme
+        self._base = base
+        self._embedding, self._head = embedding_and_head(base)
+        self._scheme = scheme.removesuffix(ALL)
+        self._takes_vocabulary = scheme.endswith(ALL)
+        if self._takes_vocabulary and (type(self._embedding), type(self._head)) != (nn.Embedding, nn.Linear):
+            kinds = f"{type(self._embedding).__name__} and {type(self._head).__name__}"
+            raise ModelError(
+                f"model.quantization is {scheme}, but embedding and head of {type(base).__name__} do more than look up "
+                f"and multiply ({kinds}): set it to {self._scheme}"
+            )
         _require_most(base, scheme, sum(getattr(*place).weight.numel() for place in self._linear_layers(base)))
-        if scheme == NF4:
+        if self._scheme == NF4:
             _require_bitsandbytes()
-        self._rounding = Rounding() if scheme == INT8_DYNAMIC else None
+        self._rounding = Rounding() if self._scheme == INT8_DYNAMIC else None
         base.fedmezo_quantization = scheme  # type: ignore[assignment]  # nn.Module declares tensors and modules only
 
     def __call__(self, part: nn.Module) -> None:
@@ -157,6 +200,20 @@ class Quantiser:
             is_nf4 = self._scheme == NF4
             made = Nf4Linear(weight, layer.bias) if is_nf4 else Int8Linear(weight, layer.bias, self._rounding)
             setattr(parent, name, made)
+        if part is self._base and self._takes_vocabulary:
+            self._replace_vocabulary()
+
+    def _replace_vocabulary(self) -> None:
+        """What head and embedding have in common stays so."""
+        plain, head = self._embedding, self._head
+        assert isinstance(plain, nn.Embedding)  # as was seen at the start
+        assert isinstance(head, nn.Linear)
+        table, made = Int8Embedding(plain), Int8Head(head.weight, head.bias, self._rounding)
+        if head.weight is plain.weight:
+            made.weight, made.scales = table.weight, table.scales
+        base: Any = self._base  # whose methods have no annotations
+        base.set_input_embeddings(table)
+        base.set_output_embeddings(made)
 
     def _linear_layers(self, part: nn.Module) -> list[tuple[nn.Module, str]]:
         """Each linear layer but the output head: the module it is in, and its name there."""
@@ -178,9 +235,14 @@ def scheme_of(base: nn.Module) -> str:
     return NONE if settings is None else str(getattr(method, "value", method))
 
 
+def rounds_activations(scheme: str) -> bool:
+    """Whether it is not only weights that a scheme holds in fewer bits."""
+    return scheme.removesuffix(ALL) == INT8_DYNAMIC
+
+
 def rounding_of(base: PreTrainedModel) -> torch.dtype:
     """The precision whose rounding a forward pass has: int8 activations round as coarsely as bfloat16."""
-    return torch.bfloat16 if scheme_of(base) == INT8_DYNAMIC else base.dtype
+    return torch.bfloat16 if rounds_activations(scheme_of(base)) else base.dtype
 
 
 def _require_most(base: PreTrainedModel, scheme: str, small: int) -> None:

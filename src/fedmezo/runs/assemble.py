@@ -41,7 +41,7 @@ from fedmezo.models.hardware import AUTO, choose_device, choose_dtype
 from fedmezo.models.lane_budget import fitting_lanes, longest_batch
 from fedmezo.models.language_model import LanguageModel
 from fedmezo.models.loading import load_base
-from fedmezo.models.quantised import INT8_DYNAMIC, NONE, quantise_, scheme_of
+from fedmezo.models.quantised import NONE, quantise_, rounds_activations, scheme_of
 from fedmezo.models.vocabulary import settle_special_tokens
 from fedmezo.models.whole import WholeLM
 from fedmezo.privacy.examples import PrivateTwoPoint
@@ -295,8 +295,8 @@ def noise_of_g(
 
 def finer_format(tuned: TunedModel) -> str:
     """What to set, in place of a larger eps, where g is mostly rounding."""
-    if tuned.quantization == INT8_DYNAMIC:
-        return "model.quantization to int8"
+    if rounds_activations(tuned.quantization):
+        return f"model.quantization to {tuned.quantization.replace('-dynamic', '')}"
     return "model.dtype to float32"
 
 

@@ -13,7 +13,7 @@ from fedmezo.config import Config
 from fedmezo.config.schema import Dtype, Quantization
 from fedmezo.models.hardware import AUTO, choose_device, computes_int8, cpu_computes_bfloat16
 from fedmezo.models.lane_budget import device_memory
-from fedmezo.models.quantised import INT8_DYNAMIC, NONE, scheme_of
+from fedmezo.models.quantised import INT8_DYNAMIC, NONE, rounds_activations, scheme_of
 from fedmezo.runs import assemble
 from fedmezo.runs.assemble import Holdings, TunedModel
 from fedmezo.zo.signal import Signal
@@ -47,7 +47,7 @@ class Format:
     @property
     def is_exact(self) -> bool:
         """Whether its rounding is small at any useful eps."""
-        return self.dtype == "float32" and self.quantization != INT8_DYNAMIC
+        return self.dtype == "float32" and not rounds_activations(self.quantization)
 
     def put_in(self, config: Config) -> Config:
         """The configuration with this format."""
