@@ -39,6 +39,7 @@ def main() -> None:
     """Measure and print."""
     parser = common.arguments(__doc__)
     parser.add_argument("--model", help="a model of LLaMA's kind in place of a shape with random weights")
+    parser.add_argument("--called", action="store_true", help="nothing compiled, which takes minutes for many layers")
     parser.add_argument("--formats", default=",".join(FORMATS), help="dtype or dtype+scheme, with commas between")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -68,7 +69,7 @@ def measure(
     names, sizes = {}, {}
     for name in formats:
         dtype, _, scheme = name.partition("+")
-        for is_compiled in (False, True):
+        for is_compiled in (False,) if getattr(options, "called", False) else (False, True):
             model = common.adapted(_base(options, dtype, scheme or "none"), options.rank)
             model.use_lanes(LANES)
             if is_compiled and model.compile(rows=1):

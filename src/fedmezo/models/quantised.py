@@ -32,6 +32,9 @@ _FEWEST_ROWS_ON_GPU = 32
 
 _NF4_BLOCK = 64
 
+_ROWS_AT_ONCE = 512
+"""Of a weight that is rounded: what it takes in float32 is little beside a model."""
+
 
 class Rounding:
     """Activations as int8 with a scale for each token; layers that get the same tensor in turn share the work."""
@@ -54,6 +57,13 @@ def rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (rows / scales).round_().to(torch.int8), scales
 
 
+def rounded_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of (n, in) in any precision, with few rows at a time in float32."""
+    parts = [rounded(rows.float()) for rows in torch.split(weight, _ROWS_AT_ONCE)]
+    whole, scales = (torch.cat(some) for some in zip(*parts, strict=True))
+    return whole, scales
+
+
 class Int8Linear(nn.Linear):
     """A linear layer with int8 weights and a float32 scale for each output; PEFT takes it for any other.
 
@@ -66,7 +76,7 @@ class Int8Linear(nn.Linear):
     def __init__(self, weight: Tensor, bias: Tensor | None, rounding: Rounding | None) -> None:
         nn.Module.__init__(self)  # nn.Linear's own would make a float32 weight
         self.out_features, self.in_features = weight.shape
-        whole, scales = rounded(weight.detach().float())
+        whole, scales = rounded_weight(weight.detach())
         self.weight = nn.Parameter(whole, requires_grad=False)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
         self.scales: Tensor
@@ -106,7 +116,7 @@ class Int8Embedding(nn.Embedding):
     def __init__(self, plain: nn.Embedding) -> None:
         nn.Module.__init__(self)  # as above
         vars(self).update({name: vars(plain)[name] for name in nn.Embedding.__constants__})
-        whole, scales = rounded(plain.weight.detach().float())
+        whole, scales = rounded_weight(plain.weight.detach())
         self.weight = nn.Parameter(whole, requires_grad=False)
         self.scales: Tensor
         self.register_buffer("scales", scales.flatten())
