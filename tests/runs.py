@@ -67,7 +67,14 @@ CASES: dict[str, dict[str, Any]] = {
         "fedprox.use": True,
         "fedprox.mu": 0.5,
     },
-    "all parameters": {"llm.adapter.use": False, "train.zo.rank": 4, "train.zo.queries": 2, "train.optimizer.lr": 1e-3},
+    "all parameters": {
+        "llm.adapter.use": False,
+        "model.dtype": "bfloat16",
+        "model.weights": "bfloat16",
+        "train.zo.rank": 4,
+        "train.zo.queries": 2,
+        "train.optimizer.lr": 1e-3,
+    },
     "some parameters": {
         "llm.adapter.use": False,
         "model.dtype": "bfloat16",

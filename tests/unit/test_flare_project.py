@@ -132,7 +132,7 @@ def test_sites_are_told_what_their_work_needs_and_nothing_else(tmp_path: Path) -
     assert set(settings) == ours
     assert set(settings["data"]) == {"format", "template"}
     assert settings["federate"] == {"protocol": "scalars", "method": "FedAvg", "total_round_num": 50}
-    assert settings["model"] == {"dtype": "float32", "quantization": None}
+    assert settings["model"] == {"dtype": "float32", "quantization": None, "weights": "float32"}
     assert "secret" not in str(settings)
 
 

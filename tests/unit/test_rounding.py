@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
-from fedmezo.zo.noise import Purpose, Stream, halves, words
-from fedmezo.zo.rounding import round_randomly_
+from fedmezo.zo import rounding
+from fedmezo.zo.arithmetic import state_hash
+from fedmezo.zo.noise import Noise, Purpose, Stream, halves, words
+from fedmezo.zo.replay import Move, apply_
+from fedmezo.zo.rounding import apply_rounded_, round_randomly_
 
 STREAM = Stream(5, Purpose.ROUNDING, round=3)
 
@@ -40,3 +44,17 @@ def test_any_part_can_be_rounded_alone_and_what_is_rounded_stays() -> None:
     rounded = round_randomly_(theta.clone(), STREAM, 0)
     assert torch.equal(round_randomly_(theta[777:200_001].clone(), STREAM, 777), rounded[777:200_001])
     assert torch.equal(round_randomly_(rounded.clone(), Stream(5, Purpose.ROUNDING, round=4), 0), rounded)
+
+
+@pytest.mark.parametrize("chunk", [1000, 1 << 22])
+def test_a_round_is_made_in_float32_and_rounded_once(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(rounding, "CHUNK", chunk)
+    theta = numbers(3500).bfloat16()
+    moves = [Move(Stream(5, Purpose.DIRECTION, step=step), 2.0**-16) for step in range(5)]
+    expected = round_randomly_(apply_(theta.float(), moves, Noise()), STREAM, 0)
+    found = apply_rounded_(theta.clone(), moves, Noise(), STREAM)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found.float(), expected)
+    assert state_hash(found) == state_hash(expected)
+    still = float((found == theta).float().mean())
+    assert 0.5 < still < 1, "most moves are too small to be seen at once"

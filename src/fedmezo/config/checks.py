@@ -192,9 +192,24 @@ def _whole(config: Config) -> Iterator[Conflict]:
     if config.trainer.type == "mezotrainer" and config.train.optimizer.weight_decay != 0:
         text = f"is {config.train.optimizer.weight_decay}, {why}, and all clients share them; needs 0, or an adapter"
         yield Conflict(("train.optimizer.weight_decay", "llm.adapter.use"), text)
+    if config.model.weights == "bfloat16":
+        yield from _bfloat16_alone(config)
     if config.federate.restore_from:
         text = f"is {config.federate.restore_from}, {why}; set model.type to that folder instead"
         yield Conflict(("federate.restore_from", "llm.adapter.use"), text)
+
+
+def _bfloat16_alone(config: Config) -> Iterator[Conflict]:
+    """Weights that are rounded once, when a round is closed from its scalars."""
+    needed = {
+        "model.dtype": (config.model.dtype, "bfloat16"),
+        "trainer.type": (config.trainer.type, "mezotrainer"),
+        "federate.protocol": (config.federate.protocol, "scalars"),
+        "federate.method": (config.federate.method, "FedAvg"),
+    }
+    for key, (given, wanted) in needed.items():
+        if given != wanted:
+            yield Conflict(("model.weights", key), f"is bfloat16, which needs {key} {wanted}, not {given or 'unset'}")
 
 
 def _quantization(config: Config) -> Iterator[Conflict]:
@@ -318,6 +333,8 @@ def _unused_of_the_model(config: Config) -> Iterator[str]:
     adapter = config.llm.adapter
     if adapter.use and config.train.trainable != ("*",):
         yield "train.trainable has no effect: an adapter is trained (llm.adapter.use)"
+    if adapter.use and config.model.weights != "float32":
+        yield "model.weights has no effect: an adapter is trained (llm.adapter.use)"
     if not adapter.use and adapter.args != Adapter().args:
         yield "llm.adapter.args has no effect: llm.adapter.use is False, and the model's own parameters are trained"
 

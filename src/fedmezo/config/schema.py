@@ -380,6 +380,8 @@ class Model(Section):
     """A causal language model: a name on the Hugging Face hub, a local folder, or a GGUF file ([models](models.md))."""
     dtype: Annotated[Literal["auto"] | Dtype | None, Allowed("auto, float32, bfloat16 or float16")] = None
     """Number format that the base computes in; auto: the fastest here with a sound g. Unset: float32, or half."""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """Without an adapter: how the weights are held; bfloat16 is half the memory, and rounded at random each round."""
     quantization: Quantization | None = None
     """Linear layers in 8 or 4 bits; -dynamic: products too; -all: embedding and head in 8. Unset: none, or by auto."""
     streamed: bool = False

@@ -15,7 +15,9 @@ from fedmezo.federation.rates import LARGEST_LOSS, ClientHistory, Histories, mea
 from fedmezo.records import Contribution, Refusal, Report, RoundPlan, RoundRecord, Segment
 from fedmezo.zo.arithmetic import are_scalars, largest, round_coefficient, round_scalar
 from fedmezo.zo.estimators.protocol import Estimator
+from fedmezo.zo.noise import Purpose, Stream
 from fedmezo.zo.replay import Address, Move, Pace, apply_, update_from_zero
+from fedmezo.zo.rounding import apply_rounded_
 
 SCALARS = "scalars"
 WEIGHTS = "weights"
@@ -195,7 +197,8 @@ def average_weights(reports: Sequence[Report], *, equal: bool = False) -> list[f
 def apply_scalars_(theta: Tensor, record: RoundRecord, seed: int, estimator: Estimator) -> Tensor:
     """theta -= sum over i, k of c(w_i rate_i, g_ik) z_ik, in the order client, step, query; in place.
 
-    Where directions are shared, c is the group's sum over its clients, in the order group, step, query.
+    Where directions are shared, c is the group's sum over its clients, in the order group, step, query. Theta that is
+    bfloat16 is rounded at random once all moves are made.
     The server does this to close a round, and whoever replays, resumes or catches up does the same.
     """
     moves = [
@@ -205,6 +208,8 @@ def apply_scalars_(theta: Tensor, record: RoundRecord, seed: int, estimator: Est
     ]
     for group in record.groups:
         moves += moves_of_group(group, record.round, seed, estimator.directions)
+    if theta.dtype == torch.bfloat16:
+        return apply_rounded_(theta, moves, estimator.settings.noise, Stream(seed, Purpose.ROUNDING, record.round))
     return apply_(theta, moves, estimator.settings.noise)
 
 

@@ -303,7 +303,7 @@ def _decode_state(body: memoryview, vectors: int) -> CatchUp:
 
 
 def _encode_vector(vector: Tensor) -> bytes:
-    return vector.detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes()
+    return vector.detach().cpu().float().contiguous().numpy().astype("<f4", copy=False).tobytes()
 
 
 def _decode_vector(body: memoryview) -> Tensor:

@@ -31,7 +31,7 @@ SHARED: dict[str, Any] = {
     "grad": True,
     "trainer": True,
 }
-"""The keys that are sent; `model.dtype` and `model.quantization` go with them, as the server resolved them."""
+"""The keys that are sent; those of `model` that say how it computes go with them, as the server resolved them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ class WorkerOptions:
 def shared_settings(config: Config, dtype: str) -> dict[str, Any]:
     """What the sites are told; `dtype` is that of the server's base weights."""
     settings = config.model_dump(mode="json", include=SHARED)
-    return {**settings, "model": {"dtype": dtype, "quantization": config.model.quantization}}
+    model = {"dtype": dtype, "quantization": config.model.quantization, "weights": config.model.weights}
+    return {**settings, "model": model}
 
 
 def site_config(settings: Mapping[str, Any], options: WorkerOptions) -> Config:
@@ -64,7 +65,7 @@ def site_config(settings: Mapping[str, Any], options: WorkerOptions) -> Config:
     Raises:
         ConfigError: the server sent what it should not, or what does not fit together.
     """
-    _require_shared(settings, {**SHARED, "model": {"dtype": True, "quantization": True}}, "")
+    _require_shared(settings, {**SHARED, "model": {"dtype": True, "quantization": True, "weights": True}}, "")
     try:
         config = Config.model_validate(_with_own(settings, options))
     except ValidationError as error:

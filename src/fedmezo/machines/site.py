@@ -48,6 +48,7 @@ class Loaded:
         num_parameters: d.
         device: where theta is changed.
         course: follows what others reported.
+        held: what theta is: float32, or bfloat16, which the course rounds.
     """
 
     work: ClientWork
@@ -57,6 +58,7 @@ class Loaded:
     num_parameters: int
     device: torch.device
     course: Course
+    held: torch.dtype = torch.float32
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not an error
@@ -172,7 +174,7 @@ class Site:
         self._require_fitting(loaded, way)
         if way.theta is not None:
             names = moment_names(loaded.course.server)
-            theta, self._round = way.theta.to(loaded.device), round_index
+            theta, self._round = way.theta.to(loaded.device, loaded.held), round_index
             self._moments = {n: moment.to(loaded.device) for n, moment in zip(names, way.moments, strict=True)}
         elif self._theta is None:
             raise Refused(Reason.OTHER_STATE, "this site knows no state")

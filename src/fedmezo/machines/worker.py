@@ -126,6 +126,7 @@ def load(options: WorkerOptions, setup: Setup) -> Loaded:
         num_parameters=len(tuned.theta),
         device=tuned.model.device,
         course=assemble.make_course(config, tuned.model),
+        held=tuned.theta.dtype,
     )
 
 

@@ -24,20 +24,22 @@ class FlatParameters:
     Make one per model: a second would take them away from the first.
 
     Args:
-        model: whose trainable tensors are float32.
-        dtype: what it is to compute in; in half precision its tensors are rounded copies beside theta, not views of it.
+        model: whose trainable tensors are float32, or what theta is to be.
+        dtype: what it is to compute in; in half precision its tensors are rounded copies beside theta, not views of it,
+            unless theta is in half precision itself.
+        held: what theta is.
 
     Raises:
-        ModelError: the model has no trainable tensor, or one that is not float32.
+        ModelError: the model has no trainable tensor, or one of another format.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, held: torch.dtype = torch.float32) -> None:
         named = trainable_parameters(model)
-        _require_float32(named)
+        _require(named, held)
         self.parameters = [parameter for _, parameter in named]
         self.segments = _segments(named)
         self._dtype = dtype
-        self._live = torch.empty(self.segments[-1].stop, device=self.parameters[0].device)
+        self._live = torch.empty(self.segments[-1].stop, dtype=held, device=self.parameters[0].device)
         for parameter, segment in zip(self.parameters, self.segments, strict=True):  # one by one, as each frees its own
             parameter.data = self.part(segment).copy_(parameter.data).to(dtype)
 
@@ -47,12 +49,17 @@ class FlatParameters:
         return self._live
 
     @property
-    def is_rounded(self) -> bool:
-        """Whether the live tensors are rounded copies of theta."""
+    def is_half(self) -> bool:
+        """Whether the model computes in half precision."""
         return self._dtype != torch.float32
 
+    @property
+    def is_copied(self) -> bool:
+        """Whether the live tensors are rounded copies of theta."""
+        return self._dtype != self._live.dtype
+
     def part(self, segment: Segment) -> Tensor:
-        """One tensor of theta, in float32 whatever the model computes in."""
+        """One tensor of theta: a view."""
         return self._live[segment.start : segment.stop].view(segment.shape)
 
     @property
@@ -66,16 +73,16 @@ class FlatParameters:
 
     def point_at(self, theta: Tensor) -> None:
         """Make the live tensors views of theta (d,) itself: no copy, and none in memory beside it; or round it anew."""
-        self._live = theta
+        self._live = theta.to(self._live.dtype)
         for parameter, segment in zip(self.parameters, self.segments, strict=True):
-            if self.is_rounded:
+            if self.is_copied:
                 parameter.data.copy_(self.part(segment))
             else:
                 parameter.data = self.part(segment)
 
     @contextmanager
     def unrounded(self) -> Iterator[None]:
-        """Within the block the live tensors are views of theta, whatever they are computed with in."""
+        """Within the block the live tensors are views of theta, whatever is computed in."""
         rounded = [parameter.data for parameter in self.parameters]
         for parameter, segment in zip(self.parameters, self.segments, strict=True):
             parameter.data = self.part(segment)
@@ -103,11 +110,11 @@ def _segments(named: list[tuple[str, nn.Parameter]]) -> tuple[Segment, ...]:
     )
 
 
-def _require_float32(named: list[tuple[str, nn.Parameter]]) -> None:
+def _require(named: list[tuple[str, nn.Parameter]], held: torch.dtype) -> None:
     if not named:
         raise ModelError("the adapter leaves nothing to train: check llm.adapter.args")
     for name, parameter in named:
-        if parameter.dtype != torch.float32:
+        if parameter.dtype != held:
             raise ModelError(
                 f"llm.adapter.args makes {name} trainable in {parameter.dtype}, but what is trained must be float32: "
                 "leave out the key that asks for it (bias, modules_to_save), or set model.dtype to float32"

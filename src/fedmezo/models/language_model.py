@@ -29,7 +29,8 @@ class LanguageModel(ABC):
     Args:
         network: the model, whose trainable tensors require gradients.
         base: the causal language model inside.
-        dtype: what the trainable tensors are computed with in; see `FlatParameters`.
+        dtype: what is computed in; see `FlatParameters`.
+        held: what theta is.
 
     Raises:
         ModelError: the model is not causal.
@@ -41,11 +42,15 @@ class LanguageModel(ABC):
     """The library that loads it."""
 
     def __init__(
-        self, network: PreTrainedModel | PeftModel, base: PreTrainedModel, dtype: torch.dtype = torch.float32
+        self,
+        network: PreTrainedModel | PeftModel,
+        base: PreTrainedModel,
+        dtype: torch.dtype = torch.float32,
+        held: torch.dtype = torch.float32,
     ) -> None:
         self.network = network
         """The model at the live tensors: to generate text with."""
-        self._flat = FlatParameters(network, dtype)
+        self._flat = FlatParameters(network, dtype, held)
         self._set_training(False)
         require_causal(network, base)
         self._token_losses, notices = choose_path(network, base)

@@ -224,8 +224,8 @@ class PerturbedEmbedding(nn.Module):
 class PerturbedModule(nn.Module):
     """Any module with tensors of its own, called for each lane in turn with that lane's.
 
-    They are exchanged, never written to: the live tensors are views of theta. Where they are rounded copies of it,
-    vectors alone (norms) are computed with in float32: rounded, 1 + eps would be 1.
+    They are exchanged, never written to: the live tensors are views of theta. In half precision, vectors alone (norms)
+    are still computed with in float32: rounded, 1 + eps would be 1.
     """
 
     def __init__(self, module: nn.Module, segments: Mapping[str, Segment], flat: FlatParameters) -> None:
@@ -235,7 +235,7 @@ class PerturbedModule(nn.Module):
         self.flat = flat
         self.live = {name: module.get_parameter(name) for name in segments}
         own = list(module.parameters())
-        self.widened = flat.is_rounded and len(own) == len(segments) and all(p.dim() < 2 for p in own)
+        self.widened = flat.is_half and len(own) == len(segments) and all(p.dim() < 2 for p in own)
         if "weight" in self.live:
             self.weight = self.live["weight"]
         self.rows = 1
@@ -272,7 +272,7 @@ class PerturbedModule(nn.Module):
         return value[lane * size : (lane + 1) * size]
 
     def _values(self, lanes: Lanes) -> Iterator[tuple[Tensor, ...]]:
-        each = [lanes.tensors(segment, self.flat.part(segment)) for segment in self.segments.values()]
+        each = [lanes.tensors(segment, self.flat.part(segment).float()) for segment in self.segments.values()]
         return zip(*each, strict=True)
 
     def _of_lane(self, args: Sequence[Any], kwargs: Mapping[str, Any], values: Sequence[Tensor]) -> Tensor:

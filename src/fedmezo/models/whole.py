@@ -1,8 +1,8 @@
 """All parameters of a language model, or those that patterns choose, as the flat vector theta.
 
 Theta is the weights themselves: the model's tensors are views of it, and closing a round changes them in place; or they
-are copies of it in half precision, which are rounded anew when a round begins. Perturbed weights are never made; see
-`perturbed`.
+are copies of it in half precision, which are rounded anew when a round begins. Theta is float32, or bfloat16 that is
+rounded at random (`zo.rounding`). Perturbed weights are never made; see `perturbed`.
 """
 
 from __future__ import annotations
@@ -46,14 +46,16 @@ class WholeLM(LanguageModel):
     """A language model without an adapter.
 
     Args:
-        base: a causal language model in float32, frozen.
+        base: a causal language model in the format of theta, frozen.
         tokenizer: written beside the model.
         patterns: names of the parameters to train, with * and ? and [...] as in names of files.
         low_rank: whether directions have low rank over the matrices.
         dtype: what it computes in: float32, or half precision on a copy beside theta.
+        held: what theta is: float32, or bfloat16 where that is computed in as well.
 
     Raises:
-        ModelError: a pattern fits no parameter, or the model is not in float32.
+        ModelError: a pattern fits no parameter, the model is not in the format of theta, or has no form that can do
+            with theta in bfloat16.
     """
 
     folder, loader = "model", "transformers"
@@ -66,12 +68,13 @@ class WholeLM(LanguageModel):
         *,
         low_rank: bool = True,
         dtype: torch.dtype = torch.float32,
+        held: torch.dtype = torch.float32,
     ) -> None:
-        choose_parameters(base, patterns)
+        choose_parameters(base, patterns, held)
         for parameter in base.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
-        super().__init__(base, base, dtype)
+        super().__init__(base, base, dtype, held)
         self._tokenizer = tokenizer
         self._most_lanes = 1 << 30
         self._forward: PerturbedForward | None = PerturbedForward(
@@ -117,7 +120,7 @@ class WholeLM(LanguageModel):
     def save(self, theta: Tensor, directory: Path) -> None:
         """Write what `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load."""
         self.show(theta)
-        with without_progress_bar(), self._in_float32():
+        with without_progress_bar(), self._as_held():
             state = _apart(self.base.state_dict())
             self.base.save_pretrained(directory, state_dict=state, max_shard_size=SHARD_SIZE)
         self._tokenizer.save_pretrained(directory)
@@ -137,11 +140,11 @@ class WholeLM(LanguageModel):
         raise ModelError(f"federate.restore_from: without an adapter, set model.type to {directory} instead")
 
     @contextmanager
-    def _in_float32(self) -> Iterator[None]:
-        """Within the block the model is theta itself, and what is not trained is widened."""
+    def _as_held(self) -> Iterator[None]:
+        """Within the block the model is theta itself, and what is not trained is in its format."""
         frozen = {parameter: parameter.data for parameter in self.base.parameters() if not parameter.requires_grad}
         for parameter, data in frozen.items():
-            parameter.data = data.float()
+            parameter.data = data.to(self._flat.live.dtype)
         with self._flat.unrounded():
             yield
         for parameter, data in frozen.items():
@@ -152,6 +155,11 @@ class WholeLM(LanguageModel):
         name = type(self.base).__name__
         one_by_one = PerturbedForward(self.base, self._flat, self._token_losses, low_rank=False)
         alone = self._probe(one_by_one, lanes=1)
+        if alone is None and self._flat.live.dtype != torch.float32:
+            raise ModelError(
+                f"model.weights: {name} uses some of its weights outside of the layer that holds them, and needs "
+                "copies of all of them: leave the key out"
+            )
         if alone is None:
             self._forward = None
             self.notices += (
@@ -186,11 +194,11 @@ class WholeLM(LanguageModel):
         return LowRankNoise(1, self.segments) if low_rank else Noise(RADEMACHER)
 
 
-def choose_parameters(base: PreTrainedModel, patterns: Sequence[str]) -> None:
+def choose_parameters(base: PreTrainedModel, patterns: Sequence[str], held: torch.dtype = torch.float32) -> None:
     """Let the parameters whose names fit one of the patterns, and no others, require gradients.
 
     Raises:
-        ModelError: a pattern fits no parameter, or a chosen one is not float32.
+        ModelError: a pattern fits no parameter, or a chosen one is not of the format that theta is held in.
     """
     named = dict(base.named_parameters())
     chosen = {name for name in named if any(fnmatchcase(name, pattern) for pattern in patterns)}
@@ -201,10 +209,10 @@ def choose_parameters(base: PreTrainedModel, patterns: Sequence[str]) -> None:
                 f"{', '.join(_examples(list(named)))}"
             )
     for name, parameter in named.items():
-        if name in chosen and parameter.dtype != torch.float32:
+        if name in chosen and parameter.dtype != held:
             raise ModelError(
                 f"{name} is {parameter.dtype}: without an adapter (llm.adapter.use: False) the weights themselves are "
-                "trained, and are to be given in torch.float32; model.dtype says what is computed in"
+                f"trained, and are to be given in {held}; model.dtype says what is computed in"
             )
         parameter.requires_grad_(name in chosen)
 
@@ -219,4 +227,10 @@ def _examples(names: Sequence[str]) -> list[str]:
 
 def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors that share the memory of one theta as tensors of their own, without a copy, for who looks at storages."""
-    return {name: torch.from_numpy(tensor.detach().cpu().numpy()) for name, tensor in state.items()}
+
+    def apart(tensor: Tensor) -> Tensor:
+        if tensor.dtype == torch.bfloat16:  # which numpy has not
+            return apart(tensor.view(torch.int16)).view(torch.bfloat16)
+        return torch.from_numpy(tensor.detach().cpu().numpy())
+
+    return {name: apart(tensor) for name, tensor in state.items()}

@@ -37,7 +37,7 @@ from fedmezo.models import fitness
 from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.fingerprint import base_hash
 from fedmezo.models.foreign import explained
-from fedmezo.models.hardware import AUTO, choose_device, choose_dtype
+from fedmezo.models.hardware import AUTO, DTYPES, choose_device, choose_dtype
 from fedmezo.models.lane_budget import fitting_lanes, longest_batch
 from fedmezo.models.language_model import LanguageModel
 from fedmezo.models.loading import load_base
@@ -119,9 +119,9 @@ def load_model(config: Config, handed: HandedBase | None = None) -> TunedModel:
     else:
         own_code = config.model.trust_remote_code
         name, cache = config.model.type, config.llm.cache.model
-        held = dtype if config.llm.adapter.use else torch.float32  # what is trained is held in float32
+        loaded = dtype if config.llm.adapter.use else DTYPES[config.model.weights]
         base, tokenizer = load_base(
-            name, cache, held, device, quantization=scheme, own_code=own_code, streamed=config.model.streamed
+            name, cache, loaded, device, quantization=scheme, own_code=own_code, streamed=config.model.streamed
         )
     assert isinstance(tokenizer, PreTrainedTokenizerFast), "load_base asks for a fast tokenizer"
     fingerprint = base_hash(base)
@@ -131,7 +131,8 @@ def load_model(config: Config, handed: HandedBase | None = None) -> TunedModel:
         beside = tokenizer if ending.is_new else None
         model = CausalLM(base, config.llm.adapter.args[0].model_dump(), config.seed, beside)
     else:
-        model = WholeLM(base, tokenizer, config.train.trainable, low_rank=_has_low_rank(config), dtype=dtype)
+        held, low_rank = DTYPES[config.model.weights], _has_low_rank(config)
+        model = WholeLM(base, tokenizer, config.train.trainable, low_rank=low_rank, dtype=dtype, held=held)
     notices = (*device_notices, *dtype_notices, *ending.notices, *model.notices)
     return TunedModel(model, tokenizer, fingerprint, dtype, scheme, model.initial(), notices)
 
@@ -516,6 +517,7 @@ def make_header(config: Config, tuned: TunedModel, holdings: Holdings, theta: Te
         quantization=tuned.quantization,
         adapter=config.llm.adapter.args[0].model_dump() if config.llm.adapter.use else None,
         trainable=() if config.llm.adapter.use else config.train.trainable,
+        weights="float32" if config.llm.adapter.use else config.model.weights,
         rank=config.train.zo.rank,
         theta_hash=state_hash(theta),
         restored=bool(config.federate.restore_from),

@@ -230,6 +230,8 @@ class Header(Format):
     """The PEFT method and its keys, as configured; null where the model's own parameters are trained."""
     trainable: Annotated[Patterns, Since(2)] = ()
     """Then: patterns of the names of those that are; else none."""
+    weights: Annotated[Literal["float32", "bfloat16"], Since(3)] = "float32"
+    """What theta is; bfloat16 is rounded at random after each round."""
     theta_hash: Hash
     """Of the initial theta."""
     restored: bool

@@ -10,8 +10,8 @@ from torch import Tensor
 from fedmezo.atomic import read_whole, replacing
 from fedmezo.errors import RunError, StorageError
 from fedmezo.federation.course import hash_of
-from fedmezo.federation.messages import BYTES_PER_PARAMETER
 from fedmezo.federation.server_optimizers import NO_MOMENTS
+from fedmezo.models.hardware import DTYPES
 from fedmezo.models.language_model import LanguageModel
 from fedmezo.plain import plain
 from fedmezo.results.console import work_progress
@@ -59,9 +59,10 @@ def export_log(folder: Path, file: Path, *, to_round: int | None = None) -> int:
             out.write(content)
     except OSError as error:
         raise StorageError(f"{file}: cannot be written: {error.strerror}") from error
+    size = DTYPES[header.weights].itemsize * header.num_parameters
     _say(
-        f"{file}: {journal.next_round} of {journal.header.rounds} planned rounds in {human_bytes(len(content))}; the "
-        f"{_what(journal.header)} itself takes {human_bytes(BYTES_PER_PARAMETER * journal.header.num_parameters)}"
+        f"{file}: {journal.next_round} of {header.rounds} planned rounds in {human_bytes(len(content))}; the "
+        f"{_what(header)} itself takes {human_bytes(size)}"
     )
     if to_round is None and not journal.ended:
         _say("the journal has no end: the run is not finished, or lines are missing at the journal's end")

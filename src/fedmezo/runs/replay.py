@@ -140,7 +140,8 @@ def open_model(header: Header, base: str, cache: str | None = None, *, own_code:
     tuned: LanguageModel
     if header.adapter is None:
         low_rank = header.noise == LOW_RANK
-        tuned = WholeLM(model, tokenizer, header.trainable, low_rank=low_rank, dtype=DTYPES[header.dtype])
+        held, dtype = DTYPES[header.weights], DTYPES[header.dtype]
+        tuned = WholeLM(model, tokenizer, header.trainable, low_rank=low_rank, dtype=dtype, held=held)
     else:
         tuned = CausalLM(model, header.adapter, header.seed, tokenizer if ending.is_new else None)
     if tuned.segments != header.segments:
@@ -158,8 +159,8 @@ def _trained(header: Header) -> str:
 
 
 def _held_in(header: Header) -> Dtype:
-    """The number format of the base weights: what is trained is float32 whatever it is computed in."""
-    return header.dtype if header.adapter else "float32"
+    """The number format of the base weights: what is trained is as theta is, whatever is computed in."""
+    return header.dtype if header.adapter else header.weights
 
 
 def _form(header: Header) -> str:

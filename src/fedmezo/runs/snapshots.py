@@ -46,7 +46,7 @@ def save_snapshot(
     Args:
         folder: the run's snapshots.
         round_index: the round.
-        theta: (d,) float32.
+        theta: (d,), float32 or bfloat16.
         theta_hash: state hash of theta.
         moments: what the server's optimiser remembers, by name, each (d,) float32.
 
@@ -74,7 +74,7 @@ def load_snapshot(folder: Path, round_index: int, expected_hash: str) -> Tensor:
     theta = tensors.pop("theta", None)
     if theta is None:
         raise RunError(f"{path}: the snapshot is damaged ('theta'); {_REMEDY}")
-    found = state_hash(theta) if theta.dtype == torch.float32 else str(theta.dtype)
+    found = state_hash(theta) if theta.dtype in (torch.float32, torch.bfloat16) else str(theta.dtype)
     if found != expected_hash and tensors:  # the state of a scalars run has the server's moments in it
         found = hash_of(theta, tensors)
     if found != expected_hash:

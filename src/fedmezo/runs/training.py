@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fedmezo.engines.rounds import Engine, RoundResult, closed_round_
 from fedmezo.federation.aggregate import WEIGHTS
-from fedmezo.federation.messages import BYTES_PER_PARAMETER
 from fedmezo.federation.round import Federation, ServerState
 from fedmezo.federation.trust import Trust, train_loss
 from fedmezo.records import RoundPlan, RoundRecord
@@ -221,7 +220,7 @@ class Training:
 
     def _costs(self, clients: int, num_batches: int) -> list[Metric]:
         here = self.state.round
-        whole = 2 * clients * BYTES_PER_PARAMETER * self.federation.rules.num_parameters
+        whole = 2 * clients * self.state.theta.element_size() * self.federation.rules.num_parameters
         return [
             measured(self.whole, whole, round_index=here),
             measured("forward_passes", num_batches * self.forward_passes_per_batch, round_index=here),

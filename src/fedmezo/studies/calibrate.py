@@ -314,11 +314,12 @@ def measure_moments(bench: Bench, eps: float, progress: Callable[[int, int | Non
     batch = bench.holdings.dataset.batch(rows, bench.model.device)
     noise = assemble.make_noise(bench.config, bench.tuned.model)
     plus, minus = [], []
+    theta = bench.theta.float()
     for index in range(bench.effort.moment_directions):
         stream = Stream(bench.config.seed, Purpose.DIRECTION, MAX_ROUNDS - 1, SERVER, index)
-        [z] = noise.directions([stream], 0, len(bench.theta), bench.theta.device)
-        plus.append(_losses(bench, perturb(bench.theta, z, eps), batch))
-        minus.append(_losses(bench, perturb(bench.theta, z, -eps), batch))
+        [z] = noise.directions([stream], 0, len(theta), theta.device)
+        plus.append(_losses(bench, perturb(theta, z, eps), batch))
+        minus.append(_losses(bench, perturb(theta, z, -eps), batch))
         progress(index + 1, bench.effort.moment_directions)
     base = _losses(bench, bench.theta, batch)
     return step_moments(torch.stack(plus), torch.stack(minus), base, eps, bench.config.dataloader.batch_size)

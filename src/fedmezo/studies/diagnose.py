@@ -22,6 +22,7 @@ from fedmezo.atomic import replacing
 from fedmezo.config import Config, load_config
 from fedmezo.data.shard import Shard
 from fedmezo.errors import RunError
+from fedmezo.models.hardware import DTYPES
 from fedmezo.models.label_loss import PlainPath
 from fedmezo.models.language_model import LanguageModel
 from fedmezo.records import Batch
@@ -118,7 +119,9 @@ def diagnose(folder: Path, moved: Moved = NOT_MOVED) -> int:
 
 def in_float32(config: Config) -> Config:
     """The configuration with a base in float32, not quantised, and in memory, since gradients are to be had."""
-    model = config.model.model_copy(update={"dtype": "float32", "quantization": None, "streamed": False})
+    model = config.model.model_copy(
+        update={"dtype": "float32", "weights": "float32", "quantization": None, "streamed": False}
+    )
     return config.model_copy(update={"model": model})
 
 
@@ -128,12 +131,13 @@ def set_up(folder: Path, config: Config, console: Console) -> tuple[Bench, list[
     holdings = assemble.load_holdings(config, tuned.tokenizer, console)
     restored = config.federate.restore_from
     initial = tuned.model.read(Path(restored)).cpu() if restored else tuned.theta
-    states = [(0, initial)]
     journal = read_journal(folder / JOURNAL_FILE)
+    initial = initial.to(DTYPES[journal.header.weights])
+    states = [(0, initial)]
     if journal.next_round:
         state = restore(folder, journal, assemble.make_federation(config, tuned.model), initial.clone())
         states.append((state.round, state.theta))
-    on_device = [(index, theta.to(tuned.model.device)) for index, theta in states]
+    on_device = [(index, theta.to(tuned.model.device, torch.float32)) for index, theta in states]
     return make_bench(config, tuned, holdings), on_device
 
 

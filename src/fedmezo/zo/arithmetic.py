@@ -134,9 +134,14 @@ def coefficients_fault(coefficients: Sequence[float]) -> str | None:
     return None
 
 
+HASHED_AT_ONCE = 1 << 22
+"""Elements of theta that are widened at a time, where it is bfloat16."""
+
+
 def state_hash(theta: Tensor, *moments: Tensor) -> str:
     """SHA-256, in hexadecimal, of theta (d,), and of moments after it, as little-endian float32."""
     digest = hashlib.sha256()
     for vector in (theta, *moments):
-        digest.update(vector.detach().cpu().contiguous().numpy().astype("<f4", copy=False).data)
+        for part in torch.split(vector.detach().cpu().contiguous(), HASHED_AT_ONCE):
+            digest.update(part.float().numpy().astype("<f4", copy=False).data)
     return digest.hexdigest()
