@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "check", _check, "read a configuration and say what is wrong with it")
     _add_calibrate(commands)
     _add_diagnose(commands)
+    _add_audit(commands)
     _add_resume(commands)
     _add_replay(commands)
     _add_publishing(commands)
@@ -137,6 +138,12 @@ def _add_calibrate(commands: Commands) -> None:
 
 def _add_diagnose(commands: Commands) -> None:
     parser = add_command(commands, "diagnose", _diagnose, "measure a run: curvature, gradient noise, allowed rate")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    add_places(parser)
+
+
+def _add_audit(commands: Commands) -> None:
+    parser = add_command(commands, "audit", _audit, "say which clients did a run good or harm, from its journal alone")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     add_places(parser)
 
@@ -268,6 +275,13 @@ def _diagnose(options: argparse.Namespace) -> int:
     from fedmezo.studies.diagnose import diagnose  # imports torch
 
     return diagnose(options.run, Moved(options.model, options.data_root))
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from fedmezo.runs.places import Moved
+    from fedmezo.studies.audit import audit  # imports torch
+
+    return audit(options.run, Moved(options.model, options.data_root))
 
 
 def _require_one_machine(config: Config) -> None:
