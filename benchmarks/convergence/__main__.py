@@ -33,6 +33,7 @@ class Bench:
         self.options = options
         self.targets: Sequence[float] = shape.targets if options.targets is None else options.targets
         self.passes: int = options.passes or shape.passes
+        self.every: int = options.every or shape.every
         self.seeds: Sequence[int] = options.seeds or shape.seeds
         self.kept = Kept(options.out)
         self._tasks: dict[int, Task] = {}  # by seed, of the method in hand
@@ -59,7 +60,7 @@ class Bench:
         if seed not in self._tasks:
             overrides = [*self.options.override, *method.overrides, f"seed={seed}"]
             self._tasks[seed] = set_up(self.shape.config, overrides)
-        cell.run_on(self._tasks[seed], method.walk, goal, self.targets, self.shape.every)
+        cell.run_on(self._tasks[seed], method.walk, goal, self.targets, self.every)
         self.kept.keep(cell)
         found = f"{self._reached(cell)}; best {cell.best:.4f}, last {cell.points[-1].loss:.4f}"
         print(f"  {cell.key.method}, rate {cell.key.rate:g}, seed {seed}, {cell.passes} passes: {found}", flush=True)
@@ -110,6 +111,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="*", type=int)
     parser.add_argument("--targets", nargs="*", type=float, help="losses, the highest first")
     parser.add_argument("--passes", type=int, help="most forward passes of a run")
+    parser.add_argument("--every", type=int, metavar="PASSES", help="take the loss every so many")
     parser.add_argument("--drop-at", nargs="*", type=int, metavar="PASSES", help="after so many, leave half the rates")
     parser.add_argument("--out", type=Path, metavar="FILE", help="keep the runs here, a line each")
     options = parser.parse_args()

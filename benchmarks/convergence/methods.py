@@ -98,9 +98,8 @@ BUNDLED = {
 }
 
 SMOLLM2 = {
-    "two-point, r=8": _ours((0.004, 0.01, 0.025, 0.06), *_RANK_8, *_TWO_POINT),
-    "two-point, r=1": _ours((0.03, 0.08, 0.2, 0.5), *_RANK_1, *_TWO_POINT, _COARSER),
-    "per-example, r=1": _ours((0.01, 0.025, 0.06, 0.15), *_RANK_1, *_PER_EXAMPLE, _COARSER),
-    "per-example, r=8": _ours((0.003, 0.0075, 0.02, 0.05), *_RANK_8, *_PER_EXAMPLE),
-    "one-sided 4, r=1": _ours((0.015, 0.04, 0.1, 0.25), *_RANK_1, *_ONE_SIDED, _COARSER),
+    "two-point, r=8": _ours((0.01, 0.03, 0.08), *_RANK_8, *_TWO_POINT),
+    "two-point, r=1": _ours((0.03, 0.1, 0.3), *_RANK_1, *_TWO_POINT, _COARSER),
+    "per-example, r=8": _ours((0.01, 0.03, 0.08), *_RANK_8, *_PER_EXAMPLE),
+    "per-example, r=1": _ours((0.03, 0.08, 0.2), *_RANK_1, *_PER_EXAMPLE, _COARSER),
 }
