@@ -99,6 +99,14 @@ class StepMoments:
         """
         return self.noise / self.slope if self.slope > 2 * self.slope_error else None
 
+    def gain(self, batch: int, larger: int) -> float:
+        """How many times as far a step of the best length goes with a larger batch: slope^2 / power on average.
+
+        That is with one direction for all rows: b of them then do the work of `gain(1, b)` steps of one row. With a
+        direction for each row they do the work of b.
+        """
+        return (self.slope + self.noise / batch) / (self.slope + self.noise / larger)
+
     def change(self, rate: float, directions: int = 1) -> float:
         """Expected change of the loss by a step whose update averages over independent directions and batches.
 
@@ -137,6 +145,14 @@ def step_moments(plus: Tensor, minus: Tensor, base: Tensor, eps: float, batch_si
         resistance=float((power * along).mean()),
         noise=max(0.0, float((single - pairs).mean())),
     )
+
+
+def useful_batch(critical: float, present: int, most: int) -> int:
+    """The present batch, doubled as long as it stays within the critical one and what there is."""
+    rows = present
+    while 2 * rows <= min(critical, most):
+        rows *= 2
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
