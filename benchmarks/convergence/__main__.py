@@ -60,8 +60,7 @@ class Bench:
         if seed not in self._tasks:
             overrides = [*self.options.override, *method.overrides, f"seed={seed}"]
             self._tasks[seed] = set_up(self.shape.config, overrides)
-        cell.run_on(self._tasks[seed], method.walk, goal, self.targets, self.every)
-        self.kept.keep(cell)
+        cell.run_on(self._tasks[seed], method.walk, goal, self.targets, self.every, self.kept.keep)
         found = f"{self._reached(cell)}; best {cell.best:.4f}, last {cell.points[-1].loss:.4f}"
         print(f"  {cell.key.method}, rate {cell.key.rate:g}, seed {seed}, {cell.passes} passes: {found}", flush=True)
 

@@ -73,8 +73,10 @@ class Cell:
             return True
         return bool(targets) and all(self.reached(target) for target in targets)
 
-    def run_on(self, task: Task, walk: Walk, passes: int, targets: Sequence[float], every: int) -> None:
-        """Take it to so many passes, or to all targets; its loss is taken every so many passes."""
+    def run_on(
+        self, task: Task, walk: Walk, passes: int, targets: Sequence[float], every: int, keep: Callable[[Cell], None]
+    ) -> None:
+        """Take it to so many passes, or to all targets; its loss is taken every so many passes, and kept."""
         if not self.points:
             self.points.append(Point(0, 0.0, 0, task.loss(task.start)))
         self._walk = self._walk or walk(task, self.key.rate)
@@ -88,10 +90,12 @@ class Cell:
             seconds += time.perf_counter() - begun
             self.points.append(Point(progress.passes, seconds, progress.sent, task.loss(progress.theta)))
             self.ended = not self.points[-1].loss <= DIVERGED * start
+            keep(self)
             if self.is_done(passes, targets):
                 return
             begun = time.perf_counter()
         self.ended = True
+        keep(self)
 
 
 class Kept:
