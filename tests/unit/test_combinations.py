@@ -32,7 +32,8 @@ from fedmezo.runs.snapshots import save_snapshot, snapshots_of
 from fedmezo.zo.arithmetic import state_hash
 from fedmezo.zo.estimators.family import make_estimator
 from fedmezo.zo.estimators.protocol import Settings
-from fedmezo.zo.noise import Noise
+from fedmezo.zo.low_rank import directions_for
+from fedmezo.zo.noise import Directions
 from tests.toy import SIZE, Quadratic, ToyData, toy_segments
 
 ROUNDS, STOPPED_AFTER, CLIENTS, SEED = 5, 2, 4, 99
@@ -53,10 +54,16 @@ class Choices:
     groups: int
     aggregation: str
     equal: bool
+    trusting: bool
+
+    @property
+    def directions(self) -> Directions:
+        """Compiled nowhere: there are few."""
+        return directions_for(self.noise, 4, toy_segments(), 1, torch.device("cpu"))
 
     def federation(self) -> Federation:
         scale_free = self.strategy == SCALE_FREE
-        chosen = Settings(1e-2, self.queries, Noise(self.noise), self.clip, scale_free)
+        chosen = Settings(1e-2, self.queries, self.directions, self.clip, scale_free)
         return Federation(
             seed=SEED,
             num_clients=CLIENTS,
@@ -70,6 +77,7 @@ class Choices:
             segments=toy_segments(),
             schedule=RateSchedule(self.schedule, ROUNDS, warmup_rounds=1, floor=0.1, step_rounds=2),
             server=ServerOptimizer(self.server, 0.5, 0.9, 0.99, 1e-3),
+            trusting=self.trusting,
         )
 
     def header(self) -> Header:
@@ -77,7 +85,8 @@ class Choices:
             seed=SEED,
             rounds=ROUNDS,
             protocol="scalars",
-            noise=self.noise,  # type: ignore[arg-type]  # one of two words
+            noise=self.noise,  # type: ignore[arg-type]  # one of three words
+            rank=4,
             eps=1e-2,
             queries=self.queries,
             estimator=self.estimator,  # type: ignore[arg-type]  # one of three
@@ -110,12 +119,13 @@ def choices_of(groups: int, strategies: list[str], aggregations: list[str]) -> s
 ANY: dict[str, st.SearchStrategy[Any]] = dict(
     estimator=st.sampled_from(["two-point", "one-sided", "per-example"]),
     queries=st.sampled_from([1, 3]),
-    noise=st.sampled_from(["gaussian", "rademacher"]),
+    noise=st.sampled_from(["gaussian", "rademacher", "low-rank"]),
     clip=st.sampled_from([0.0, 0.5]),
     schedule=st.sampled_from(["constant", "linear", "cosine", "step"]),
     server=st.sampled_from(["FedAvg", "FedAvgM", "FedAdam", "FedYogi"]),
     cohort=st.sampled_from([2, CLIENTS]),
     equal=st.booleans(),
+    trusting=st.booleans(),
 )
 own = choices_of(0, ["frozen", "random", "round-wise", "five-round", "model-diff", "scale-free"], ["mean"])
 one_group, two_groups = (choices_of(groups, ["frozen", "random"], ["mean", *RULES]) for groups in (1, 2))
@@ -162,7 +172,7 @@ def test_every_way_back_to_a_state_gives_its_bits(chosen: Choices) -> None:
     replayed = rebuild_(START.clone(), journal.header, journal.records)
     assert torch.equal(replayed, states[-1].theta)
     log = decode_log(encode_log(PublishedLog(header, records, states[-1].hash)), "log")
-    course, theta, moments = log.header.course_with(Noise(chosen.noise)), START.clone(), NO_MOMENTS
+    course, theta, moments = log.header.course_with(chosen.directions), START.clone(), NO_MOMENTS
     for record in log.records:
         moments = course.advance_(theta, moments, record)
     assert hash_of(theta, moments) == log.state_hash
