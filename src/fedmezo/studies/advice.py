@@ -115,6 +115,7 @@ def advise(
         for key, present, value in _rival_settings(config):
             if present != value:
                 yield Advice(key, present, value, why)
+                why = "with it"
     yield _eps(config, errors)
     yield rate
     train = config.train
