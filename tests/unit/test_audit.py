@@ -152,4 +152,4 @@ def test_no_run_no_audit(tmp_path: Path) -> None:
         audit(tmp_path / "nowhere")
 
 
-HEADER = Choices("two-point", 1, "gaussian", 0.0, "frozen", "constant", "FedAvg", 4, 0, "mean", False).header()
+HEADER = Choices("two-point", 1, "gaussian", 0.0, "frozen", "constant", "FedAvg", 4, 0, "mean", False, True).header()
