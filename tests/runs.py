@@ -48,6 +48,13 @@ CASES: dict[str, dict[str, Any]] = {
         "federate.sample_client_num": 2,
         "train.zo.noise": "rademacher",
     },
+    "groups": {
+        "federate.direction_groups": 2,
+        "federate.client_num": 5,
+        "federate.sample_client_num": 4,
+        "federate.method": "FedAvgM",
+        "train.train_strategy": "random",
+    },
     "weights": {
         "federate.protocol": "weights",
         "train.train_strategy": "random",

@@ -63,7 +63,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """Every measured number as a row with event, round, client, name, value and unit: for `pandas.DataFrame`."""
+        """Every measured number as a row, for `pandas.DataFrame`: event, round, client, name, value, unit, group."""
         return [asdict(metric) for metric in self._metrics]
 
     @property
@@ -295,6 +295,7 @@ def check(config: Settings = None, **keys: Any) -> Config:
 
 
 def _run(loaded: Loaded, place: Here | Given, quiet: bool) -> Run:
+    place.own.require_fitting(loaded.config)
     folder = new_folder(loaded.config)
     run_in(folder, loaded.config, _console(quiet), loaded.notices, place)
     return Run(folder)

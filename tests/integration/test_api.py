@@ -41,7 +41,7 @@ def test_a_run_can_be_read(plain: fedmezo.Run) -> None:
     assert plain.config.federate.total_round_num == 3
     assert list(plain.values("val_loss")) == [0, 2, 3]
     assert plain.values("train_loss", client=1).keys() == {1, 2, 3}
-    assert {"event", "round", "client", "name", "value", "unit"} == plain.metrics[0].keys()
+    assert {"event", "round", "client", "name", "value", "unit", "group"} == plain.metrics[0].keys()
     assert fedmezo.load_run(plain.folder).journal == plain.journal
     assert (plain.result / "adapter_config.json").is_file()
     assert (plain.best_result / "adapter_config.json").is_file()
@@ -198,6 +198,8 @@ def test_mistakes_are_the_commands_errors(plain: fedmezo.Run, tmp_path: Path) ->
         small_run(tmp_path, metrics={"val_loss": lambda *_: 0.0})
     with pytest.raises(TrainingError, match="numbers from 0 to 1"):
         small_run(tmp_path, weigh=lambda reports: [2.0] * len(reports))
+    with pytest.raises(ConfigError, match=r"needs federate\.direction_groups: 0, not 1"):
+        small_run(tmp_path, weigh=lambda reports: [1.0] * len(reports), **{"federate.direction_groups": 1})
     model, tokenizer = handed()
     with pytest.raises(DataError, match=r"clients\[1\], row 0"):
         fedmezo.tune(model, tokenizer, [ROWS[:5], [{"instruction": "no answer"}]], quiet=True, outdir=str(tmp_path))

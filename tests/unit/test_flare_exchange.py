@@ -26,6 +26,7 @@ from fedmezo.federation.clients import ZerothOrderClients
 from fedmezo.federation.course import Course
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.joining import Setup
+from fedmezo.federation.messages import decode_task
 from fedmezo.federation.rates import RateStrategy
 from fedmezo.federation.round import Federation, ServerState, close_round_, initial_state, plan_round
 from fedmezo.machines.flare.exchange import Mailbox
@@ -51,7 +52,7 @@ THETA = torch.linspace(-1.0, 1.0, SIZE)
 BASE_HASH = "ab" * 32
 
 
-def federation() -> Federation:
+def federation(groups: int = 0) -> Federation:
     return Federation(
         seed=SEED,
         num_clients=CLIENTS,
@@ -59,7 +60,8 @@ def federation() -> Federation:
         min_clients=2,
         equal_weights=False,
         strategy=RateStrategy("frozen", 0.01, 0.005),
-        rules=ReportRules("scalars", ESTIMATOR, 4, SIZE),
+        rules=ReportRules("scalars", ESTIMATOR, 4, SIZE, most_examples=8),
+        groups=groups,
         segments=toy_segments(),
     )
 
@@ -126,7 +128,8 @@ class Wire:
 class Rig:
     """A training loop, three sites and a wire."""
 
-    def __init__(self, folder: Path, *, snapshots: bool = False) -> None:
+    def __init__(self, folder: Path, *, snapshots: bool = False, groups: int = 0) -> None:
+        self.federation = federation(groups)
         self.workers = [Worker(folder / f"w{client}", client) for client in range(CLIENTS)]
         self.wire = Wire([Mailbox(str(worker.path)) for worker in self.workers])
         names = [str(client) for client in range(CLIENTS)]
@@ -167,12 +170,12 @@ class Rig:
 
     def round(self) -> list[int]:
         """Run a round; returns who contributed."""
-        plan = plan_round(federation(), self.state)
+        plan = plan_round(self.federation, self.state)
         result = self.engine.run_round(plan, self.state)
-        self.state, record = close_round_(federation(), self.state, plan, result.reports)
+        self.state, record = close_round_(self.federation, self.state, plan, result.reports)
         self.engine.close_round(plan, record)
         self.records.append(record)
-        return [part.client for part in record.contributions]
+        return sorted(report.client for report in result.reports)
 
     def close(self) -> None:
         self.over.set()
@@ -186,18 +189,19 @@ class Rig:
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))  # a short path, as sockets need
-        made = Rig(folder, snapshots=getattr(request, "param", False))
+        made = Rig(folder, **getattr(request, "param", {}))
         stack.callback(made.close)
         yield made
 
 
-def simulated(rounds: int) -> tuple[ServerState, list[RoundRecord]]:
+def simulated(rounds: int, chosen: Federation | None = None) -> tuple[ServerState, list[RoundRecord]]:
+    chosen = chosen or federation()
     data = {client: ToyData(client) for client in range(CLIENTS)}
     engine = Simulation(work(), data, Downlink("scalars", SIZE, derivable=True))
     state, records = initial_state(THETA.clone()), []
     for _ in range(rounds):
-        plan = plan_round(federation(), state)
-        state, record = close_round_(federation(), state, plan, engine.run_round(plan, state).reports)
+        plan = plan_round(chosen, state)
+        state, record = close_round_(chosen, state, plan, engine.run_round(plan, state).reports)
         engine.close_round(plan, record)
         records.append(record)
     return state, records
@@ -218,6 +222,23 @@ def test_rounds_are_those_of_the_simulation(rig: Rig) -> None:
     state, records = simulated(4)
     assert rig.records == records
     assert rig.state.hash == state.hash
+
+
+@pytest.mark.parametrize("rig", [{"groups": groups} for groups in (1, 2)], indirect=True)
+def test_sites_share_directions_as_the_simulation_does_and_one_that_was_away_comes_back(rig: Rig) -> None:
+    assert [rig.round() for _ in range(2)] == [[0, 1, 2]] * 2
+    state, records = simulated(2, rig.federation)
+    assert rig.records == records
+    assert rig.state.hash == state.hash
+    rig.wire.cut.add(2)
+    assert rig.round() == [0, 1]
+    rig.wire.cut.clear()
+    while 2 not in rig.round():
+        pass
+    assert replayed(rig.records) == rig.state.hash
+    tasks = [decode_task(message) for message in rig.wire.messages() if message.startswith(b"FMZT")]
+    assert all(task.group is not None for task, _, _ in tasks)
+    assert [worker.loads for worker in rig.workers] == [1, 1, 1]
 
 
 def test_the_model_is_loaded_once(rig: Rig) -> None:
@@ -297,7 +318,7 @@ def test_what_is_counted_is_what_was_handed_over(rig: Rig) -> None:
         assert result.bytes_up[client] == sum(map(len, answers))
 
 
-@pytest.mark.parametrize("rig", [True], indirect=True, ids=["snapshots"])
+@pytest.mark.parametrize("rig", [{"snapshots": True}], indirect=True, ids=["snapshots"])
 def test_with_snapshots_no_site_is_sent_what_another_reported(rig: Rig) -> None:
     for _ in range(3):
         rig.round()

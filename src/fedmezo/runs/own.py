@@ -9,7 +9,9 @@ from typing import TypeAlias
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from fedmezo.config import Config
 from fedmezo.data.splitters import Splitter
+from fedmezo.errors import ConfigError
 from fedmezo.federation.rates import Offsets
 from fedmezo.federation.round import Weigh
 from fedmezo.results.metrics import Metric
@@ -65,6 +67,20 @@ class Own:
     metrics: Mapping[str, Measure] = field(default_factory=dict)
     on_round: Sequence[Listener] = ()
     on_evaluation: Sequence[Listener] = ()
+
+    def require_fitting(self, config: Config) -> None:
+        """See that the run can have these parts.
+
+        Raises:
+            ConfigError: rates or weights of single clients, where only sums over groups of them are known.
+        """
+        groups = config.federate.direction_groups
+        for name, part in (("strategy", self.strategy), ("weigh", self.weigh)):
+            if groups and part is not None:
+                raise ConfigError(
+                    f"{name}: a function of one's own for single clients needs federate.direction_groups: 0, not "
+                    f"{groups}, with which only sums over clients are known"
+                )
 
 
 NOTHING = Own()
