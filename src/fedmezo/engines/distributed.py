@@ -16,9 +16,9 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from fedmezo.engines.patience import Patience
+from fedmezo.engines.patience import SECONDS_OF_GRACE, Patience
 from fedmezo.engines.peers import Contact, Peer
 from fedmezo.engines.rounds import RoundResult
 from fedmezo.errors import RunError
@@ -28,7 +28,12 @@ from fedmezo.federation.joining import Ready, Reason, RefusedTask, Setup, decode
 from fedmezo.federation.messages import decode_report, encode_task
 from fedmezo.federation.round import ServerState
 from fedmezo.plain import one_line
+from fedmezo.privacy.extra import SMALLEST_GROUP
 from fedmezo.records import ClientTask, Refusal, Report, RoundPlan, RoundRecord
+
+if TYPE_CHECKING:  # its libraries are an extra
+    from fedmezo.engines.secure import SecureSums
+    from fedmezo.privacy.member import Masked
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +80,9 @@ class _Round:
     done: set[int] = field(default_factory=set)  # reported, or refused for good
     refusals: dict[int, int] = field(default_factory=dict)  # how often each client has said no
     reports: list[Report] = field(default_factory=list)
+    masked: set[int] = field(default_factory=set)  # have sent masked words instead of a report
+    is_closed: bool = False  # no more masked words are taken
+    is_dealt: bool = True  # clients can be sent their tasks; not before the groups of a secure sum are fixed
     opened: float = 0.0  # when it was begun, or the last client that was never there before was ready
     began: float = 0.0  # when the first task was sent
     seconds: list[float] = field(default_factory=list)  # after which each report came
@@ -82,6 +90,11 @@ class _Round:
     usable: int = 0  # of `judged` reports
     unusable: list[Refusal] = field(default_factory=list)
     judged: int = 0
+
+    @property
+    def came(self) -> int:
+        """How many reports there are, or masked ones."""
+        return len(self.reports) + len(self.masked)
 
 
 class Distributed:
@@ -99,6 +112,7 @@ class Distributed:
         report_size: bytes that a report may have.
         deadline: seconds after which a round closes with those who have reported; None for one by measurement.
         tries: how often a round is run that has too few usable reports.
+        secure: sums the reports so that nobody sees any; None to have them.
         clock: seconds from any origin.
     """
 
@@ -116,6 +130,7 @@ class Distributed:
         report_size: int,
         deadline: float | None = None,
         tries: int = 1,
+        secure: SecureSums | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport = transport
@@ -130,6 +145,7 @@ class Distributed:
         self._tries = 0  # of the plan's round
         self._plan: RoundPlan | None = None
         self._met: set[int] = set()  # clients that have been ready since this process began
+        self._secure = secure
         self._clock = clock
         self._peers = {client: Peer() for client in range(num_clients)}
         self._bytes_down: dict[int, int] = {}
@@ -142,7 +158,7 @@ class Distributed:
     def is_waiting(self) -> bool:
         """Whether a round cannot begin for want of clients: none of them has a task of it, or has reported."""
         this = self._round
-        return this is not None and not this.pending and not this.reports
+        return this is not None and not this.pending and not this.came
 
     def barred(self, round_index: int) -> Set[int]:
         """The clients that are barred from a round."""
@@ -157,23 +173,23 @@ class Distributed:
         tasks = {task.client: task for task in plan.tasks()}
         this = self._round = _Round(plan, state, tasks, opened=self._clock())
         self._note_try(this)
+        if self._secure is not None:
+            self._gather(this, self._secure)
         for client, peer in self._peers.items():
             if peer.is_idle and self._may(this, client):  # its bar has ended
                 self._set_up(this, client)
         for client in plan.cohort:
             self._send_task(this, client)
         while not self._complete(this):
-            arrival = self._transport.receive(1.0)
-            if arrival is None:
-                self._notice_waiting(this)
-            else:
-                self._take(this, arrival)
+            self._wait(this)
+        if self._secure is not None:
+            self._unmask(this, self._secure)
         self._round = None
         return self._result(this)
 
     def gives_up(self) -> bool:
         """Whether the round in hand has been tried as often as it may be."""
-        return self._tries >= self._most_tries
+        return self._tries >= self._most_tries or self._secure is not None  # two sums of one round would tell of both
 
     def recall(self, records: Sequence[RoundRecord]) -> None:
         """Bar whom the closed rounds of an earlier process have barred: every wrong answer stands in them."""
@@ -190,6 +206,55 @@ class Distributed:
         refused = {refusal.client for refusal in record.refusals}
         self._downlink.close(record, [client for client in self._reported if client not in refused])
 
+    def _wait(self, this: _Round) -> None:
+        """Wait for news, and take it."""
+        arrival = self._transport.receive(1.0)
+        if arrival is None:
+            self._notice_waiting(this)
+        else:
+            self._take(this, arrival)
+
+    def _gather(self, this: _Round, secure: SecureSums) -> None:
+        """Wait until all of the cohort who can be reached are ready, and fix the groups of the round's sums."""
+        this.is_dealt = False
+        if secure.is_stale:
+            secure.renew()
+            for client, peer in self._peers.items():
+                if peer.contact is Contact.HERE and not peer.excluded and self._may(this, client):
+                    self._set_up(this, client)
+        while not self._has_gathered(this):
+            self._wait(this)
+        ready = {client for client in this.plan.cohort if self._peers[client].ready is not None}
+        this.done |= set(this.plan.cohort) - secure.deal(this.plan, ready)
+        this.is_dealt = True
+
+    def _has_gathered(self, this: _Round) -> bool:
+        peers = [self._peers[client] for client in this.plan.cohort]
+        ready = sum(peer.ready is not None for peer in peers)
+        awaited = any(peer.ready is None and peer.is_awaited for peer in peers)
+        if ready < max(self._min_clients, SMALLEST_GROUP):
+            return False
+        return not awaited or self._clock() - this.opened >= self._patience.deadline(0.0)
+
+    def _unmask(self, this: _Round, secure: SecureSums) -> None:
+        """Ask the clients for what it takes to see the sums, until they are made or lost."""
+        secure.close()
+        this.is_closed = True
+        while True:
+            began = self._clock()
+            for client, question in secure.questions():
+                self._send(client, question, self._report_size)
+            if not secure.waits_for:
+                return
+            while secure.waits_for and self._clock() - began < SECONDS_OF_GRACE:
+                self._wait(this)
+                for client in secure.waits_for:
+                    if self._peers[client].contact is Contact.AWAY:
+                        secure.leave(client)
+            for client in secure.waits_for:
+                logger.warning("round %d: client %d does not help with the sum", this.plan.round, client)
+                secure.leave(client)
+
     def _note_try(self, this: _Round) -> None:
         """Count the tries of a round, and take reports that were asked for in the last one, if it was the same plan."""
         before, self._plan = self._plan, this.plan
@@ -204,6 +269,8 @@ class Distributed:
                 self._set_up(this, client)
 
     def _result(self, this: _Round) -> RoundResult:
+        if self._secure is not None:
+            return self._result_of_sums(this, self._secure)
         self._reported = [report.client for report in this.reports]
         if self._usable(this) >= self._min_clients:
             self._patience.learn(this.seconds)
@@ -222,6 +289,14 @@ class Distributed:
         ]
         return RoundResult(tuple(this.reports), down, up, sum(batches), tuple(this.faults))
 
+    def _result_of_sums(self, this: _Round, secure: SecureSums) -> RoundResult:
+        self._reported = sorted(this.masked)
+        self._patience.learn(this.seconds)
+        down, up = self._bytes_down, self._bytes_up
+        self._bytes_down, self._bytes_up = {}, {}
+        batches = sum(ready.num_batches for client in this.masked if (ready := self._peers[client].ready))
+        return RoundResult((), down, up, batches, tuple(this.faults), secure.tallies())
+
     def _may(self, this: _Round, client: int) -> bool:
         """Whether the client may take part: who is barred only if the round needs it."""
         return this.plan.includes(client) or not self._peers[client].is_barred(this.plan.round)
@@ -234,7 +309,7 @@ class Distributed:
         if self._usable(this) < self._min_clients:
             if not self._is_over(this):
                 return False
-            awaited = [client for client in awaited if client in this.pending and this.reports]
+            awaited = [client for client in awaited if client in this.pending and this.came]
         elif awaited and self._in_time(this):
             return False
         for client in awaited:
@@ -242,7 +317,9 @@ class Distributed:
         return True
 
     def _usable(self, this: _Round) -> int:
-        """How many of the reports so far can be used."""
+        """How many of the reports so far can be used; of masked ones nobody can tell."""
+        if self._secure is not None:
+            return len(this.masked)
         if this.judged < len(this.reports):
             plan, state = this.plan, this.state
             usable, this.unusable = sort_reports(plan, state.hash, this.reports, self._rules, state.histories)
@@ -286,6 +363,8 @@ class Distributed:
                 self._set_up(this, arrival.client)
 
     def _take_answer(self, this: _Round, client: int, answer: bytes) -> None:
+        if self._secure is not None and self._take_of_sums(this, client, answer, self._secure):
+            return
         try:
             message = decode_joining(answer) or decode_report(answer)
             if message.client != client:
@@ -300,11 +379,49 @@ class Distributed:
         else:
             self._take_report(this, client, message)
 
+    def _take_of_sums(self, this: _Round, client: int, answer: bytes, secure: SecureSums) -> bool:
+        """Take an answer that only secure sums have; returns whether it was one."""
+        try:
+            words = secure.words_in(client, answer)
+            if words is not None:
+                self._take_words(this, client, words[0], words[1], secure)
+            elif client in secure.waits_for:
+                secure.take_told(client, answer)
+            else:
+                return False
+        except RunError as error:
+            if client in secure.waits_for:
+                secure.leave(client)
+            self._wrong(this, client, f"sent what cannot be summed: {one_line(str(error))}")
+        return True
+
+    def _take_words(self, this: _Round, client: int, round_index: int, masked: Masked, secure: SecureSums) -> None:
+        peer = self._peers[client]
+        if self._is_late(this, client, round_index):
+            return
+        if client not in this.pending or round_index != this.plan.round:
+            raise RunError("masked words without a task")
+        this.pending.discard(client)
+        this.done.add(client)
+        peer.owes_round = None
+        if this.is_closed:  # too late for the sum
+            return
+        secure.take_words(client, masked)
+        this.masked.add(client)
+        this.seconds.append(self._clock() - this.began)
+        peer.praise()
+
     def _take_ready(self, this: _Round, client: int, ready: Ready) -> None:
         peer = self._peers[client]
         if not peer.owes_ready or ready.num_examples < 1 or ready.num_batches < 1:
             self._wrong(this, client, "says that it is ready, out of turn or without data")
             return
+        if self._secure is not None:
+            try:
+                self._secure.meet(client, ready.public_key)
+            except RunError as error:
+                self._wrong(this, client, str(error))
+                return
         peer.ready, peer.owes_ready = ready, False
         if client not in self._met:
             self._met.add(client)
@@ -316,8 +433,8 @@ class Distributed:
         peer = self._peers[client]
         if self._is_late(this, client, report.round):
             return
-        if client not in this.pending:
-            self._wrong(this, client, "reports without a task")
+        if client not in this.pending or self._secure is not None:
+            self._wrong(this, client, "reports without a task, or unmasked")
             return
         if (fault := report_fault(report, this.plan, this.state.hash, self._rules)) is not None:
             self._wrong(this, client, f"sent a report that cannot be: {fault}")
@@ -388,15 +505,19 @@ class Distributed:
         base, theta = self._hashes
         self._peers[client].forget()
         self._peers[client].owes_ready = True
-        self._send(client, encode_setup(Setup(client, this.plan.round, base, theta, self._settings)), 0)
+        session = "" if self._secure is None else self._secure.session.hex()
+        self._send(client, encode_setup(Setup(client, this.plan.round, base, theta, self._settings, session)), 0)
 
     def _send_task(self, this: _Round, client: int) -> None:
         """Send a client its task, if it is there for it and has answered the one before."""
         plan, peer, task = this.plan, self._peers[client], this.tasks.get(client)
         if task is None or client in this.done or peer.ready is None or peer.owes_round is not None:
             return
+        if not this.is_dealt:
+            return
         message = encode_task(task, this.state.hash, self._downlink.way(client, this.state))
-        if not this.pending and len(this.reports) < self._min_clients:
+        message = message if self._secure is None else self._secure.wrap(client, message)
+        if not this.pending and this.came < self._min_clients:
             this.began = self._clock()  # anew if all were away in between
         this.pending.add(client)
         peer.owes_round = plan.round
@@ -420,7 +541,7 @@ class Distributed:
     def _notice_waiting(self, this: _Round) -> None:
         open_ = [self._peers[client] for client in this.plan.cohort if client not in this.done]
         is_at_work = any(peer.contact is Contact.HERE for peer in open_)
-        if is_at_work and (self._in_time(this) or len(this.reports) >= self._min_clients):
+        if is_at_work and (self._in_time(this) or this.came >= self._min_clients):
             self._quiet_seconds = 0.0
             return
         if self._quiet_seconds % _SECONDS_BETWEEN_NOTICES == 0:
@@ -430,7 +551,7 @@ class Distributed:
                 logger.warning(
                     "round %d waits: %d of at least %d clients have reported, the others are away or do not answer",
                     this.plan.round,
-                    len(this.reports),
+                    this.came,
                     self._min_clients,
                 )
         self._quiet_seconds += 1.0

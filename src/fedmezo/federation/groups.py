@@ -41,7 +41,8 @@ def tallies_of(plan: RoundPlan, reports: Sequence[Report], coding: Coding, aggre
         by_group.setdefault(group_of[report.client], []).append(report)
     if aggregation != MEAN:
         return {group: robust_tally(aggregation, some) for group, some in by_group.items()}
-    return {group: coding.tally(total_of(map(coding.words, some))) for group, some in by_group.items()}
+    enough = {group: some for group, some in by_group.items() if len(some) >= coding.fewest}
+    return {group: coding.tally(total_of(map(coding.words, some))) for group, some in enough.items()}
 
 
 def settle(tallies: Mapping[int, Tally], rate: float, directions: int) -> tuple[GroupSum, ...]:

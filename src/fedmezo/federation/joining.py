@@ -25,6 +25,9 @@ LARGEST_REFUSAL = 1 << 16
 """Bytes of a message; settings and the reason of a refusal take a small part of them."""
 LONGEST_REASON = 10_000
 """Characters of it."""
+KEY_BYTES = 32
+"""Of a public key."""
+_SESSION, _LONGEST_SESSION = "session", 64
 UNKNOWN = -1
 """The known round of a client that does not know the state before any round."""
 
@@ -38,6 +41,7 @@ class Setup:
     base_hash: str
     theta_hash: str  # of the theta that clients can derive from the base model and the seed
     settings: Mapping[str, Any]  # the part of the configuration that client work depends on
+    session: str = ""  # of secure sums: clients make new keys for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Ready:
     known_round: int  # it knows the state before this round, or UNKNOWN
     num_examples: int
     num_batches: int  # in a round
+    public_key: bytes = b""  # under secure sums, for this session
 
 
 class Reason(IntEnum):
@@ -74,7 +79,8 @@ def encode_setup(setup: Setup) -> bytes:
     """The server's first message to a client."""
     hashes = bytes.fromhex(setup.base_hash), bytes.fromhex(setup.theta_hash)
     head = _SETUP.pack(b"FMZS", VERSION, setup.client, setup.round, *hashes)
-    return head + json.dumps(setup.settings, separators=(",", ":"), sort_keys=True).encode()
+    settings = {**setup.settings, _SESSION: setup.session} if setup.session else setup.settings
+    return head + json.dumps(settings, separators=(",", ":"), sort_keys=True).encode()
 
 
 def decode_setup(data: bytes) -> Setup:
@@ -92,7 +98,10 @@ def decode_setup(data: bytes) -> Setup:
         raise RunError(f"a setup message of {len(data)} bytes holds no valid settings: {error}") from error
     if not isinstance(settings, dict):
         raise RunError(f"a setup message of {len(data)} bytes holds no mapping of settings")
-    return Setup(client, round_index, base.hex(), theta.hex(), settings)
+    session = settings.pop(_SESSION, "")
+    if not isinstance(session, str) or len(session) > _LONGEST_SESSION:
+        raise RunError("a setup message names a session that is none")
+    return Setup(client, round_index, base.hex(), theta.hex(), settings, session)
 
 
 def is_setup(data: bytes) -> bool:
@@ -102,7 +111,8 @@ def is_setup(data: bytes) -> bool:
 
 def encode_ready(ready: Ready) -> bytes:
     """A client's answer to a setup."""
-    return _READY.pack(b"FMZY", VERSION, ready.client, ready.known_round, ready.num_examples, ready.num_batches)
+    head = _READY.pack(b"FMZY", VERSION, ready.client, ready.known_round, ready.num_examples, ready.num_batches)
+    return head + ready.public_key
 
 
 def encode_refusal(refusal: RefusedTask) -> bytes:
@@ -118,9 +128,11 @@ def decode_joining(data: bytes) -> Ready | RefusedTask | None:
         RunError: of another version, cut short, too long, or with a round that cannot be.
     """
     if data.startswith(b"FMZY"):
-        _, _, *fields = unpack(_READY, data, b"FMZY")
-        ready = Ready(*fields)
-        _require_length(data, _READY.size)
+        _, _, client, known, examples, batches = unpack(_READY, data, b"FMZY")
+        ready = Ready(client, known, examples, batches, data[_READY.size :])
+        _require_length(data, _READY.size + (KEY_BYTES if ready.public_key else 0))
+        if len(ready.public_key) not in (0, KEY_BYTES):
+            raise RunError(f"a client's public key has {KEY_BYTES} bytes, not {len(ready.public_key)}")
         _require_round(ready.known_round)
         return ready
     if not data.startswith(b"FMZN"):

@@ -72,6 +72,11 @@ class Coding(Protocol):
         """Bytes that hold each word of any sum."""
         ...
 
+    @property
+    def fewest(self) -> int:
+        """Reports that a sum needs."""
+        ...
+
     def words(self, report: Report) -> Words:
         """A sound report, as `aggregate.report_fault` has it, as words."""
         ...
@@ -136,6 +141,11 @@ class FixedPoint:
             ),
             MOST_BYTES,
         )
+
+    @property
+    def fewest(self) -> int:
+        """One: nothing is hidden in a sum as it is."""
+        return 1
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -16,7 +16,8 @@ def guarded(config: Config) -> Config:
     """
     federate, zo = config.federate, config.train.zo
     if federate.max_ratio is None:
-        federate = federate.model_copy(update={"max_ratio": MAX_RATIO})
+        ratio = 0.0 if federate.secure_aggregation else MAX_RATIO  # nobody sees what it would compare
+        federate = federate.model_copy(update={"max_ratio": ratio})
     unbounded = config.trainer.type == "mezotrainer" and zo.estimator == "two-point"
     if unbounded and "clip" not in zo.model_fields_set:
         zo = zo.model_copy(update={"clip": LARGEST_LOSS_CHANGE / (2 * zo.scale)})

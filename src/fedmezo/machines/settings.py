@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from fedmezo.config.checks import conflicts
 from fedmezo.config.markup import shorten
-from fedmezo.config.schema import Config
+from fedmezo.config.schema import MAX_CLIENTS, Config, Section
 from fedmezo.config.strict import first_fault
 from fedmezo.errors import ConfigError
 
@@ -32,6 +32,8 @@ SHARED: dict[str, Any] = {
     "trainer": True,
 }
 """The keys that are sent; those of `model` that say how it computes go with them, as the server resolved them."""
+SUMS = "sums"
+"""Beside them, under secure sums; see `Sums`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,52 @@ class WorkerOptions:
         return [sys.executable, "-m", "fedmezo.machines.worker", json.dumps(asdict(self))]
 
 
+class Sums(Section):
+    """How a site's reports are summed with others', where the server sees the sums alone."""
+
+    clients: int = Field(ge=3, le=MAX_CLIENTS)
+    """In a round."""
+    groups: int = Field(ge=1, le=MAX_CLIENTS)
+    """That they are dealt into."""
+    equal: bool
+    """Every report weighs the same."""
+    clip: float = Field(ge=0)
+    """Largest norm of a client's scalars, where noise hides clients; 0 for none."""
+    noise_multiplier: float = Field(ge=0)
+    """Of that noise."""
+
+
 def shared_settings(config: Config, dtype: str) -> dict[str, Any]:
     """What the sites are told; `dtype` is that of the server's base weights."""
     settings = config.model_dump(mode="json", include=SHARED)
+    federate, privacy = config.federate, config.privacy
+    if privacy.level == "example":
+        settings["privacy"] = privacy.model_dump(mode="json")
+    if federate.secure_aggregation:
+        is_noisy = privacy.level == "client"
+        settings[SUMS] = Sums(
+            clients=federate.cohort_size,
+            groups=federate.direction_groups,
+            equal=federate.ignore_weight,
+            clip=privacy.clip if is_noisy else 0.0,
+            noise_multiplier=(privacy.noise_multiplier or 0.0) if is_noisy else 0.0,
+        ).model_dump(mode="json")
     model = {"dtype": dtype, "quantization": config.model.quantization, "weights": config.model.weights}
     return {**settings, "model": model}
+
+
+def sums_of(settings: Mapping[str, Any]) -> Sums | None:
+    """How the server's settings say that reports are summed; None where it sees each of them.
+
+    Raises:
+        ConfigError: they do not say it as servers do.
+    """
+    if SUMS not in settings:
+        return None
+    try:
+        return Sums.model_validate(settings[SUMS])
+    except ValidationError as error:
+        raise ConfigError(f"the server's settings are not sound: {first_fault(Sums, error)}") from error
 
 
 def site_config(settings: Mapping[str, Any], options: WorkerOptions) -> Config:
@@ -65,7 +108,9 @@ def site_config(settings: Mapping[str, Any], options: WorkerOptions) -> Config:
     Raises:
         ConfigError: the server sent what it should not, or what does not fit together.
     """
-    _require_shared(settings, {**SHARED, "model": {"dtype": True, "quantization": True, "weights": True}}, "")
+    settings = {name: section for name, section in settings.items() if name != SUMS}
+    model = {"dtype": True, "quantization": True, "weights": True}
+    _require_shared(settings, {**SHARED, "privacy": True, "model": model}, "")
     try:
         config = Config.model_validate(_with_own(settings, options))
     except ValidationError as error:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -30,10 +31,30 @@ from fedmezo.federation.joining import (
 )
 from fedmezo.federation.messages import BYTES_PER_PARAMETER, CatchUp, decode_task, encode_report, records_size
 from fedmezo.federation.server_optimizers import Moments, moment_names
+from fedmezo.federation.sums import Coding
+from fedmezo.privacy.extra import WRAPPED
 from fedmezo.records import ClientData, ClientTask, Report
 from fedmezo.zo.arithmetic import state_hash
 
+if TYPE_CHECKING:
+    from fedmezo.machines.masks import Masks
+
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Masking:
+    """How a site's reports are masked.
+
+    Args:
+        coding: makes words of a report.
+        tolerated: share of a group that may leave.
+        fewest: clients that a group has.
+    """
+
+    coding: Coding
+    tolerated: float
+    fewest: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +70,7 @@ class Loaded:
         device: where theta is changed.
         course: follows what others reported.
         held: what theta is: float32, or bfloat16, which the course rounds.
+        masking: how reports are masked, where the server is to see sums alone; None where it sees each of them.
     """
 
     work: ClientWork
@@ -59,6 +81,7 @@ class Loaded:
     device: torch.device
     course: Course
     held: torch.dtype = torch.float32
+    masking: Masking | None = None
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not an error
@@ -83,14 +106,19 @@ class Site:
         self._theta: Tensor | None = None
         self._moments: Moments = {}  # of the server's optimiser
         self._round = UNKNOWN  # theta is the state before this round
+        self._masks: Masks | None = None
 
     def answer(self, message: bytes) -> bytes:
-        """The reply to a setup or a task.
+        """The reply to a setup, a task, or a question about masked words.
 
         Raises:
-            RunError: the message is neither.
+            RunError: the message is none of them.
         """
-        return self._answer_setup(decode_setup(message)) if is_setup(message) else self._answer_task(message)
+        if is_setup(message):
+            return self._answer_setup(decode_setup(message))
+        if self._masks is not None and self._masks.is_question(message):
+            return self._masks.answer(message)
+        return self._answer_task(message)
 
     def _answer_setup(self, setup: Setup) -> bytes:
         try:
@@ -99,16 +127,21 @@ class Site:
             logger.error("cannot take part: %s", error)
             return encode_refusal(RefusedTask(setup.client, 0, Reason.FAILED, UNKNOWN, _outward(error)))
         data = loaded.data
-        return encode_ready(Ready(setup.client, self._round, data.num_examples, data.num_batches))
+        key = b"" if self._masks is None else self._masks.public_key
+        return encode_ready(Ready(setup.client, self._round, data.num_examples, data.num_batches, key))
 
     def _set_up(self, setup: Setup) -> Loaded:
         """Load what the setup asks for, unless it is there: a run that goes on finds the state it left.
 
         A run that is behind that state is another one, or one that lost rounds, and starts from the beginning.
         """
-        if self._loaded is not None and self._setup is not None and setup == replace(self._setup, round=setup.round):
+        before = self._setup
+        if self._loaded is not None and before is not None and _same_run(setup, before):
             if self._round > setup.round:
                 self._begin(self._loaded, setup)
+            if setup.session != before.session:
+                self._masks = _masks_of(self._loaded, setup)
+            self._setup = setup
             return self._loaded
         self._loaded = self._theta = None  # before loading: two models may not fit
         self._round = UNKNOWN
@@ -119,7 +152,7 @@ class Site:
                 f"its base model has other weights than the server's, or another precision ({loaded.base_hash[:12]}, "
                 f"not {setup.base_hash[:12]}): give --model the same model",
             )
-        self._loaded, self._setup = loaded, setup
+        self._loaded, self._setup, self._masks = loaded, setup, _masks_of(loaded, setup)
         self._begin(loaded, setup)
         return loaded
 
@@ -131,9 +164,14 @@ class Site:
             self._theta, self._round = theta, 0
 
     def _answer_task(self, message: bytes) -> bytes:
+        masks = self._masks
+        group, message = _unwrapped(message) if masks is None else masks.unwrap(message)
         task, digest, way = decode_task(message)
         try:
-            return encode_report(self._work(task, digest, way))
+            if masks is not None and group is None:
+                raise Refused(Reason.FAILED, "the run sums securely, and this task would show the site's own report")
+            report = self._work(task, digest, way)
+            return encode_report(report) if masks is None or group is None else masks.masked(group, report)
         except Refused as refusal:
             logger.warning("round %d refused: %s", task.round, refusal)
             reason, text = refusal.reason, str(refusal)
@@ -189,6 +227,36 @@ class Site:
             reached, self._theta, self._round = self._round, None, UNKNOWN
             raise Refused(Reason.OTHER_STATE, f"from the state before round {reached} the task's state is not reached")
         return theta
+
+
+def _unwrapped(message: bytes) -> tuple[None, bytes]:
+    """A task as a site takes it that masks nothing, or has had no setup yet."""
+    if not message.startswith(WRAPPED):
+        return None, message
+    from fedmezo.privacy.messages import unwrap_task
+
+    return None, unwrap_task(message)[1]
+
+
+def _same_run(setup: Setup, before: Setup) -> bool:
+    return setup == replace(before, round=setup.round, session=setup.session)
+
+
+def _masks_of(loaded: Loaded, setup: Setup) -> Masks | None:
+    """New keys for a session, where the run sums securely.
+
+    Raises:
+        Refused: the server names no session for it.
+    """
+    masking = loaded.masking
+    if masking is None:
+        return None
+    from fedmezo.machines.masks import Masks  # its libraries are an extra
+
+    try:
+        return Masks(setup.client, bytes.fromhex(setup.session), masking.coding, masking.tolerated, masking.fewest)
+    except ValueError as error:
+        raise Refused(Reason.FAILED, f"the server's session is none: {error}") from error
 
 
 def _outward(error: Exception) -> str:

@@ -14,21 +14,22 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedmezo.errors import FedMeZOError
 from fedmezo.machines.frames import listen, receive_frame, send_frame
 from fedmezo.machines.orphans import exit_with_parent
-from fedmezo.machines.settings import WorkerOptions, site_config
+from fedmezo.machines.settings import WorkerOptions, site_config, sums_of
 from fedmezo.plain import one_line
 
 if TYPE_CHECKING:
+    from fedmezo.config import Config
     from fedmezo.federation.joining import Setup
-    from fedmezo.machines.site import Loaded, Site
+    from fedmezo.machines.site import Loaded, Masking, Site
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,31 @@ def load(options: WorkerOptions, setup: Setup) -> Loaded:
         device=tuned.model.device,
         course=assemble.make_course(config, tuned.model),
         held=tuned.theta.dtype,
+        masking=make_masking(setup.settings, config),
     )
+
+
+def make_masking(settings: Mapping[str, Any], config: Config) -> Masking | None:
+    """How a site masks its reports, where the server is to see sums alone.
+
+    Raises:
+        ConfigError: the settings are not sound, or the extra is not installed.
+    """
+    from fedmezo.federation.sums import FixedPoint
+    from fedmezo.machines.site import Masking
+    from fedmezo.privacy.extra import require_extra
+    from fedmezo.runs import assemble, hiding
+
+    if (sums := sums_of(settings)) is None:
+        return None
+    require_extra("federate.secure_aggregation")
+    steps, estimator = config.train.local_update_steps, assemble.bare_estimator(config)
+    scalars, examples = steps * estimator.directions, steps * config.dataloader.batch_size
+    if sums.clip:
+        noisy = hiding.noisy_coding(scalars, sums.clients, sums.groups, sums.clip, sums.noise_multiplier)
+        return Masking(noisy, hiding.TOLERATED_UNDER_NOISE, sums.clients // sums.groups)
+    fixed = FixedPoint(scalars, sums.clients, examples, estimator.largest, sums.equal)
+    return Masking(fixed, hiding.TOLERATED, sums.clients // sums.groups)
 
 
 if __name__ == "__main__":

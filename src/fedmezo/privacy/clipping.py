@@ -49,6 +49,11 @@ class ClippedSums:
         """See `Coding`."""
         return self.fixed.widths
 
+    @property
+    def fewest(self) -> int:
+        """As many as have enough noise together."""
+        return self.noise.clients
+
     def words(self, report: Report) -> Words:
         """A report's scalars, clipped and rounded towards zero, so that the norm stays below the clip, under noise."""
         scalars = np.array(report.scalars or (), dtype=np.float64)

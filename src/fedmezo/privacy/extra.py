@@ -1,10 +1,16 @@
-"""Whether the libraries are there that private runs need, without importing them."""
+"""What is known of private runs without the libraries that they need, and whether these are there."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 
 from fedmezo.errors import ConfigError
+
+SMALLEST_GROUP = 3
+"""Clients of a secure sum: of two, each would know the other's part."""
+
+WRAPPED = b"FMZG"
+"""What a task begins with whose report is to be masked."""
 
 LIBRARIES = {"cryptography": "cryptography", "Crypto": "pycryptodome", "opacus": "opacus"}
 """Packages by the name of what is imported."""

@@ -16,12 +16,11 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 from fedmezo.errors import RunError
+from fedmezo.federation.joining import KEY_BYTES
+from fedmezo.privacy.extra import SMALLEST_GROUP
 
-KEY_BYTES = 32
 SESSION_BYTES = 16
 SEED_BYTES = 16
-SMALLEST_GROUP = 3
-"""Of two, each would know the other's part from the sum."""
 
 _MEMBER = struct.Struct("<I32s")  # client, public key
 

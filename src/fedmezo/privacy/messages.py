@@ -9,10 +9,12 @@ import struct
 from collections.abc import Mapping, Sequence
 
 from fedmezo.errors import RunError
+from fedmezo.federation.joining import KEY_BYTES
 from fedmezo.federation.messages import VERSION, unpack
 from fedmezo.privacy import masks
 from fedmezo.privacy.collector import Question
-from fedmezo.privacy.keys import KEY_BYTES, SEED_BYTES, Group
+from fedmezo.privacy.extra import WRAPPED
+from fedmezo.privacy.keys import SEED_BYTES, Group
 from fedmezo.privacy.member import Masked, Pairs
 from fedmezo.privacy.shares import SEALED_BYTES
 
@@ -128,13 +130,13 @@ def is_told(data: bytes) -> bool:
 def wrap_task(group: Group, task: bytes) -> bytes:
     """A client's task, behind the group whose sum is to be taken."""
     pairs = zip(group.members, group.keys, strict=True)
-    head = _GROUP.pack(b"FMZG", VERSION, group.round, group.session, group.fewest, len(group.members))
+    head = _GROUP.pack(WRAPPED, VERSION, group.round, group.session, group.fewest, len(group.members))
     return head + b"".join(_MEMBER.pack(*pair) for pair in pairs) + task
 
 
 def is_wrapped(data: bytes) -> bool:
     """Whether a message to a client is a task whose answer is to be masked."""
-    return data.startswith(b"FMZG")
+    return data.startswith(WRAPPED)
 
 
 def unwrap_task(data: bytes) -> tuple[Group, bytes]:
@@ -143,7 +145,7 @@ def unwrap_task(data: bytes) -> tuple[Group, bytes]:
     Raises:
         RunError: not such a message, of another version, cut short, or with a group that can hide nobody.
     """
-    _, _, round_index, session, fewest, count = unpack(_GROUP, data, b"FMZG")
+    _, _, round_index, session, fewest, count = unpack(_GROUP, data, WRAPPED)
     stop = _GROUP.size + _MEMBER.size * count
     if not count or stop > len(data):
         raise RunError(f"a task of a secure sum does not name the {count} members of its group")

@@ -7,9 +7,10 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fedmezo.federation.joining import KEY_BYTES
 from fedmezo.federation.sums import Coding, Tally
 from fedmezo.privacy.collector import Collector, Question
-from fedmezo.privacy.keys import KEY_BYTES, SESSION_BYTES, Group, KeyPair, fewest_left
+from fedmezo.privacy.keys import SESSION_BYTES, Group, KeyPair, fewest_left
 from fedmezo.privacy.member import Member
 from fedmezo.privacy.messages import (
     decode_masked,

@@ -9,6 +9,7 @@ from fedmezo.config import Config
 from fedmezo.errors import ConfigError
 from fedmezo.federation.clients import ClientWork
 from fedmezo.federation.round import Federation
+from fedmezo.federation.sums import Coding
 from fedmezo.privacy.examples import PrivateClients, PrivateTwoPoint
 from fedmezo.privacy.extra import require_extra
 from fedmezo.runs.budget import CLIENT, EXAMPLE
@@ -17,6 +18,7 @@ from fedmezo.zo.estimators.protocol import Estimator
 from fedmezo.zo.estimators.two_point import TwoPoint
 
 if TYPE_CHECKING:
+    from fedmezo.engines.secure import SecureSums
     from fedmezo.privacy.rehearsal import Rehearsal
 
 TOLERATED = 0.49
@@ -67,19 +69,28 @@ def with_coding(config: Config, federation: Federation) -> Federation:
     if privacy.level != CLIENT or not privacy.clip:
         return federation
     require_extra("privacy.level")
-    from fedmezo.privacy.clipping import clipped_sums
-    from fedmezo.privacy.keys import fewest_left
-
     rules = federation.rules
     assert rules.estimator is not None, "the checks ask for zeroth-order clients"
     assert rules.steps is not None, "which all take as many steps"
-    fewest = fewest_left(federation.cohort_size // federation.groups, TOLERATED_UNDER_NOISE)
     scalars, noise = rules.steps * rules.estimator.directions, privacy.noise_multiplier or 0.0
-    try:
-        coding = clipped_sums(scalars, federation.cohort_size, fewest, privacy.clip, noise)
-    except ValueError as error:
-        raise ConfigError(f"privacy.noise_multiplier is {noise:g}: {error}") from error
+    coding = noisy_coding(scalars, federation.cohort_size, federation.groups, privacy.clip, noise)
     return replace(federation, coding=coding)
+
+
+def noisy_coding(scalars: int, clients: int, groups: int, clip: float, noise_multiplier: float) -> Coding:
+    """How the scalars of clients are clipped and summed under noise, server and sites alike.
+
+    Raises:
+        ConfigError: clip and noise do not fit whole numbers.
+    """
+    from fedmezo.privacy.clipping import clipped_sums
+    from fedmezo.privacy.keys import fewest_left
+
+    fewest = fewest_left(clients // groups, TOLERATED_UNDER_NOISE)
+    try:
+        return clipped_sums(scalars, clients, fewest, clip, noise_multiplier)
+    except ValueError as error:
+        raise ConfigError(f"privacy.noise_multiplier is {noise_multiplier:g}: {error}") from error
 
 
 def make_rehearsal(config: Config, federation: Federation) -> Rehearsal | None:
@@ -94,6 +105,20 @@ def make_rehearsal(config: Config, federation: Federation) -> Rehearsal | None:
     from fedmezo.privacy.rehearsal import Rehearsal
 
     return Rehearsal(federation.codes(), tolerated(config))
+
+
+def make_secure_sums(config: Config, federation: Federation) -> SecureSums | None:
+    """The server's side of the secure sums of clients elsewhere; None where there are none.
+
+    Raises:
+        ConfigError: the extra is not installed.
+    """
+    if not config.federate.secure_aggregation:
+        return None
+    require_extra("federate.secure_aggregation")
+    from fedmezo.engines.secure import SecureSums
+
+    return SecureSums(federation.codes(), tolerated(config))
 
 
 def privacy_line(config: Config) -> PrivacyLine | None:

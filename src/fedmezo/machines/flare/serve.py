@@ -34,6 +34,7 @@ from fedmezo.records import Example
 from fedmezo.runs import assemble
 from fedmezo.runs.assemble import Holdings, TunedModel
 from fedmezo.runs.experiment import run
+from fedmezo.runs.hiding import make_secure_sums
 from fedmezo.runs.journal import JOURNAL_FILE
 from fedmezo.runs.own import NOTHING, Own
 from fedmezo.runs.resume import resume
@@ -108,8 +109,6 @@ class Elsewhere:
         self, config: Config, tuned: TunedModel, holdings: Holdings, federation: Federation, downlink: Downlink
     ) -> Engine:
         """Start FLARE's server and its jobs, and speak to the sites through them."""
-        if config.federate.secure_aggregation:
-            raise ConfigError("federate.secure_aggregation: over FLARE it cannot be had yet; simulate it")
         folder = self.stack.enter_context(scratch_folder())
         link = Link(folder / "link", self.kit.sites)
         self.stack.callback(link.close)
@@ -129,6 +128,7 @@ class Elsewhere:
             report_size=report_size,
             deadline=config.federate.round_deadline,
             tries=config.federate.round_tries,
+            secure=make_secure_sums(config, federation),
         )
         return self._engine
 
