@@ -79,7 +79,7 @@ class Stage:
         work = ZerothOrderClients(Quadratic(), ESTIMATOR, SEED, "scalars")
         course = Course(SEED, ESTIMATOR)
         data = ToyData(setup.client)
-        return Loaded(work, data, BASE_HASH, THETA.clone, SIZE, THETA.device, course, self.masking)
+        return Loaded(work, data, BASE_HASH, THETA.clone, SIZE, THETA.device, course, masking=self.masking)
 
     def tell(self, seconds: float, arrival: Arrival) -> None:
         self.sent += 1
