@@ -93,6 +93,12 @@ def test_a_damaged_model_is_refused(runs: Runs, run: Path, tmp_path: Path, harm:
         load_base(str(model), None, torch.float32, torch.device("cpu"))
 
 
+def test_it_can_be_diagnosed(runs: Runs, run: Path) -> None:
+    code, output = runs.finish("diagnose", run)
+    assert code == 0, output
+    assert "effective rank" in output
+
+
 def test_there_is_no_adapter_to_merge(runs: Runs, run: Path) -> None:
     code, output = runs.finish("merge", run, "--out", runs.root / "merged")
     assert code == 2

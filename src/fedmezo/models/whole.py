@@ -145,10 +145,12 @@ class WholeLM(LanguageModel):
         frozen = {parameter: parameter.data for parameter in self.base.parameters() if not parameter.requires_grad}
         for parameter, data in frozen.items():
             parameter.data = data.to(self._flat.live.dtype)
-        with self._flat.unrounded():
-            yield
-        for parameter, data in frozen.items():
-            parameter.data = data
+        try:
+            with self._flat.unrounded():
+                yield
+        finally:
+            for parameter, data in frozen.items():
+                parameter.data = data
 
     def _check(self) -> None:
         """Compare two lanes together with each alone, and see that every tensor is where a lane can have its own."""
