@@ -98,8 +98,10 @@ BUNDLED = {
 }
 
 SMOLLM2 = {
-    "two-point, r=8": _ours((0.01, 0.03, 0.08), *_RANK_8, *_TWO_POINT),
-    "two-point, r=1": _ours((0.03, 0.1, 0.3), *_RANK_1, *_TWO_POINT, _COARSER),
-    "per-example, r=8": _ours((0.01, 0.03, 0.08), *_RANK_8, *_PER_EXAMPLE),
-    "per-example, r=1": _ours((0.03, 0.08, 0.2), *_RANK_1, *_PER_EXAMPLE, _COARSER),
+    "two-point, r=8": _ours((0.001, 0.0015, 0.003, 0.01), *_RANK_8, *_TWO_POINT),
+    "two-point, r=1": _ours((0.01, 0.03), *_RANK_1, *_TWO_POINT, _COARSER),
+    "two-point, scale-free, r=1": _ours((0.01, 0.02), *_RANK_1, *_TWO_POINT, _COARSER, _SCALE_FREE),
+    "one-sided 4, r=1": _ours((0.02, 0.05), *_RANK_1, *_ONE_SIDED, _COARSER),
+    "per-example, r=8": _ours((0.002, 0.005), *_RANK_8, *_PER_EXAMPLE),
+    "per-example, r=1": _ours((0.012, 0.03, 0.08, 0.2), *_RANK_1, *_PER_EXAMPLE, _COARSER),
 }

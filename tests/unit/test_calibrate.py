@@ -237,6 +237,8 @@ def test_a_batch_is_doubled_up_to_the_one_whose_noise_equals_the_signal() -> Non
         if item.key == "dataloader.batch_size"
     ]
     assert few == 4
+    many = load_config(None, [*PLAIN, "train.zo.estimator=per-example", "train.zo.queries=40"]).config
+    assert advice_of(many, 1.2, 9.0)["dataloader.batch_size"].value == 4  # 8 rows would have 320 directions
 
 
 RANK_8 = ("llm.adapter.args.0.r=8", "llm.adapter.args.0.lora_alpha=20", "train.zo.clip=0.3")

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedmezo.config import Config
 from fedmezo.config.checks import conflicts
+from fedmezo.config.schema import MAX_QUERIES
 from fedmezo.zo.calibration import Burst, GradientError, StepMoments, best_eps, choose_rate, largest_rate, useful_batch
 from fedmezo.zo.estimators.family import PER_EXAMPLE, TWO_POINT
 from fedmezo.zo.signal import LARGEST_NOISE
@@ -107,6 +108,7 @@ def advise(
         most_rows: of a batch, as many as the client with the fewest examples has.
     """
     trial = rival if rival is not None and rival.lowest < own.lowest else own
+    chosen = config if trial is own else rival_of(config) or config
     rate = _rate(config, trial)
     if rate is None:
         return
@@ -122,8 +124,8 @@ def advise(
     yield Advice(
         "train.lr_width", train.lr_width, float(rate.value) / 2, "half the rate: strategies reach 1.5 times it"
     )
-    yield from _batch(config, moments, most_rows)
-    if trial is own and train.zo.estimator == TWO_POINT:
+    yield from _batch(chosen, moments, most_rows)
+    if chosen.train.zo.estimator == TWO_POINT:
         number = config.federate.cohort_size * train.local_update_steps
         why = f"a round averages {number} directions already; at equal forward passes more of them a step gain nothing"
         yield Advice("train.zo.queries", train.zo.queries, 1, why)
@@ -157,7 +159,9 @@ def _batch(config: Config, moments: StepMoments, most_rows: int) -> Iterator[Adv
     critical, present = moments.critical_batch, config.dataloader.batch_size
     if critical is None:
         return
-    rows = useful_batch(critical, present, min(most_rows, MOST_ROWS))
+    zo = config.train.zo
+    directions = MAX_QUERIES // zo.queries if zo.estimator == PER_EXAMPLE else MOST_ROWS
+    rows = useful_batch(critical, present, min(most_rows, MOST_ROWS, directions))
     why = (
         f"one example's noise is {critical:.1f} times the signal: up to that batch, twice the rows take half the steps"
     )
