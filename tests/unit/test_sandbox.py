@@ -21,7 +21,7 @@ if libc.connect(libc.socket(2, 1, 0), address, len(address)) != 0:
     raise OSError("unreachable")
 """
 
-LIMITS = Limits(seconds=5.0)
+LIMITS = Limits(seconds=120.0)  # on however busy a machine
 
 PROBLEM = Example(
     instruction='def add(a: int, b: int) -> int:\n    """Add."""\n',
