@@ -23,6 +23,13 @@ def test_one_value_says_nothing_of_its_spread() -> None:
     assert math.isnan(found.high)
 
 
+@pytest.mark.parametrize("strange", [math.nan, math.inf])
+def test_losses_that_are_not_finite_have_no_interval(strange: float) -> None:
+    found = mean_interval([1.0, strange])
+    assert not math.isfinite(found.value)
+    assert math.isnan(found.low)
+
+
 def test_many_values_use_the_normal_quantile() -> None:
     values = [float(i % 2) for i in range(1000)]
     assert mean_interval(values).half_width == pytest.approx(1.960 * 0.50025 / math.sqrt(1000), rel=1e-4)

@@ -18,10 +18,12 @@ from safetensors.numpy import load
 from safetensors.torch import save
 from torch import Tensor
 
+from fedmezo.atomic import read_whole
 from fedmezo.errors import ModelError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+OLD_WEIGHTS_FILE = "adapter_model.bin"
 KEY = "fedmezo.checksum"
 """Of the file's metadata."""
 _MAY_CHANGE = ("base_model_name_or_path", "revision", "inference_mode", "peft_version")
@@ -46,13 +48,13 @@ def check_adapter(folder: Path) -> None:
         ModelError: a file is damaged or cannot be read.
     """
     path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        return  # another format, or none: PEFT will say
+    if not path.exists() and (folder / OLD_WEIGHTS_FILE).is_file():
+        return
     try:
-        content = path.read_bytes()
+        content = read_whole(path)
         tensors = load(content)
         expected = _parted(content)[0].get("__metadata__", {}).get(KEY)
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = json.loads(read_whole(folder / CONFIG_FILE))
     except OSError as error:
         raise ModelError(f"{error.filename or path}: the adapter cannot be read: {error.strerror}") from error
     except SafetensorError as error:

@@ -9,7 +9,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from fedmezo.errors import ModelError
 
-_NAMES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_NAMES = ("pytorch_model*.bin", "adapter_model*.bin")
+"""What transformers and PEFT load; what a trainer leaves beside them, such as training_args.bin, they do not."""
 
 
 def require_no_code(folder: Path) -> None:

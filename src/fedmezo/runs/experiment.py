@@ -135,6 +135,8 @@ def at_work(console: Console, folder: Path, place: Placement = HERE) -> Iterator
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted; {_what_is_safe(folder, place)}") from None
         except TrainingError as error:
+            if place is HERE:  # the same would happen again
+                raise
             raise TrainingError(f"{error}; {_what_is_safe(folder, place)}") from error
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""

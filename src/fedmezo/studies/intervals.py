@@ -24,7 +24,7 @@ _Z = _NORMAL[95]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value with the ends of its interval, which are not numbers where one observation says nothing of them."""
+    """A value with the ends of its interval, which are not numbers where the observations say nothing of them."""
 
     value: float
     low: float
@@ -39,7 +39,7 @@ class Interval:
 def mean_interval(values: Sequence[float], level: int = 95) -> Interval:
     """The mean of independent observations, of which there is at least one, with Student's interval of 95 or 90 %."""
     mean = fmean(values)
-    if len(values) < 2:
+    if len(values) < 2 or not all(map(math.isfinite, values)):
         return Interval(mean, math.nan, math.nan)
     degrees = len(values) - 1
     table = _T[level]

@@ -131,7 +131,7 @@ def write_results(folder: Path, subject: Subject, outcomes: dict[str, list[Outco
             if outcome.items:
                 write_items(folder, name, outcome.items)
             score = {"value": outcome.score.value, "low": outcome.score.low, "high": outcome.score.high}
-            finite = {key: None if math.isnan(value) else value for key, value in score.items()}
+            finite = {key: value if math.isfinite(value) else None for key, value in score.items()}
             rows.append(
                 {
                     "task": outcome.task,

@@ -262,6 +262,7 @@ def _with_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     require_no_code(folder)
     with warnings.catch_warnings(), explained(f"{folder}: PEFT cannot load this adapter"):
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # PEFT reads the old name
+        warnings.filterwarnings("error", message="Found missing adapter keys")  # they would be as if never trained
         config = PeftConfig.from_pretrained(str(folder))
         bound_saved_(config, base)
         model: PeftModel = PeftModel.from_pretrained(base, str(folder), config=config)
