@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fedmezo.errors import ModelError
 from fedmezo.models import loading
@@ -65,6 +66,14 @@ def test_code_in_a_pickle_does_not_run(
     assert not (tmp_path / "ran").exists()
 
 
+def test_what_a_trainer_leaves_beside_a_model_is_not_looked_at(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "base")
+    for name in ("training_args.bin", "optimizer.pt", "rng_state.pth"):
+        torch.save({"x": Evil(tmp_path / "ran")}, folder / name)
+    load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
 CODE = "from pathlib import Path\nPath({mark!r}).touch()\n"
 
 
@@ -93,6 +102,23 @@ def saved_adapter(folder: Path, **changes: Any) -> Path:
 
 def test_a_saved_adapter_is_loaded(tmp_path: Path) -> None:
     subject._with_adapter(llama(), saved_adapter(tmp_path))
+
+
+@pytest.mark.parametrize("left", [1, 0])
+def test_a_saved_adapter_that_lacks_weights_is_refused(tmp_path: Path, left: int) -> None:
+    """Those would stay as if they had never been trained."""
+    path = saved_adapter(tmp_path) / "adapter_model.safetensors"
+    save_file(dict(list(load_file(path).items())[:left]), path)
+    with pytest.raises(ModelError, match="Found missing adapter keys"):
+        subject._with_adapter(llama(), tmp_path)
+
+
+def test_an_adapter_in_no_regular_file_is_refused(tmp_path: Path) -> None:
+    path = saved_adapter(tmp_path) / "adapter_model.safetensors"
+    path.unlink()
+    os.mkfifo(path)  # which would never end
+    with pytest.raises(ModelError, match="it is no regular file"):
+        subject._with_adapter(llama(), tmp_path)
 
 
 @pytest.mark.parametrize("ours", [True, False], ids=["our check", "the library's"])

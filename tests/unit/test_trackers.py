@@ -14,19 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fedmezo.errors import ConfigError
 from fedmezo.results.metrics import Metric, measured
 from fedmezo.results.trackers import MLflow, TensorBoard, WeightsAndBiases
+from tests.unit.test_metrics import three_rounds
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # in MLflow's own tables
-
-
-def three_rounds() -> list[Metric]:
-    """Values that float32 holds exactly, as TensorBoard stores them."""
-    return [
-        measured("val_loss", 2.5, round_index=0),
-        measured("train_loss", 2.375, round_index=1, client=0),
-        measured("bytes_up", 67, round_index=1),
-        measured("train_loss", 2.25, round_index=2, client=0),
-        measured("val_loss", 2.125, round_index=2),
-    ]
 
 
 def scalars(run_dir: Path, tag: str) -> list[tuple[int, float]]:
