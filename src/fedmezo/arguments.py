@@ -61,6 +61,15 @@ def count(text: str) -> int:
     return number
 
 
+def text(word: str) -> str:
+    """The type of an argument that a model reads: bytes that are no text reach Python as halves of surrogate pairs."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("it is no text in UTF-8") from None
+    return word
+
+
 def path_and_keys(words: list[str]) -> tuple[Path | None, list[str]]:
     """A configuration (or a run's folder), if the first word names one, and the keys to change."""
     if words and "=" not in words[0]:

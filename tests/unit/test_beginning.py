@@ -156,3 +156,13 @@ def test_what_has_no_bound_is_left_whole() -> None:
 def test_a_short_text_is_left_as_it_is() -> None:
     text = "ab " * 100
     assert Beginnings(fast(byte_level(0)), 4).of(text) is text
+
+
+@pytest.mark.parametrize(("kind", "piece"), [(unigram, "a"), (byte_level, " ")])
+def test_an_endless_run_is_cut_at_last(kind: Callable[[int], Tokenizer], piece: str) -> None:
+    assert len(Beginnings(fast(kind(0)), 128).of(piece * 1_000_000)) == 1 << 16
+
+
+def test_a_run_that_makes_no_tokens_is_left_whole() -> None:
+    text = " " * 1_000_000 + "ab"
+    assert Beginnings(fast(word_level(1)), 128).of(text) == text

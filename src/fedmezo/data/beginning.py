@@ -10,7 +10,10 @@ cut that can reach depends on the tokenizer:
   before p with what follows in one text alone; then p moves back by that token, which is a. Rules apply in order, each
   once, since what a rule makes is only taken up by later ones: p moves by at most the sum of their lengths of a.
 - The most likely division (Unigram) has no such bound: of `aaa...`, with tokens `aa` and `a`, the first token depends
-  on whether the number of letters is odd. Such a text is cut at gaps alone, and without any it is tokenised whole.
+  on whether the number of letters is odd. Such a text is cut at gaps alone.
+
+A text whose beginning is not settled by then, such as a run of white space without an end, is cut after 65,536
+characters all the same, if they have enough tokens: memory and time matter more than which tokens that nonsense has.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 _CHARACTERS_PER_TOKEN = 16
 _LEAST_CHARACTERS = 4096
+_MOST_CHARACTERS = 1 << 16
 _GAPS = 3
 """The last word before the cut may be incomplete and the gap before it too: one more is behind them."""
 
@@ -44,6 +48,7 @@ class Beginnings:
         self._backend = tokenizer.backend_tokenizer
         self._count = count
         self._first_try = first_try or _CHARACTERS_PER_TOKEN * count + _LEAST_CHARACTERS
+        self._most = max(_MOST_CHARACTERS, 2 * self._first_try)
 
     def of(self, text: str, *, opened: bool = False) -> str:
         """The text itself, or as much of it as has the same first tokens, each with the same place in the text.
@@ -56,7 +61,7 @@ class Beginnings:
         while size < len(text):
             if self._is_settled(text[:size], opened):
                 return text[:size]
-            size *= 2
+            size = min(2 * size, self._most) if size < self._most else 2 * size
         return text
 
     def _is_settled(self, text: str, opened: bool) -> bool:
@@ -64,8 +69,11 @@ class Beginnings:
         self._backend.no_truncation()
         self._backend.no_padding()
         found = self._backend.encode(text, add_special_tokens=not opened)
-        rest = [i for i in range(self._count, len(found.ids)) if not found.special_tokens_mask[i]]
-        return bool(rest) and (_has_gaps(text, found, rest) or self._is_out_of_reach(text, found, rest))
+        special = found.special_tokens_mask  # made anew by each look at it, as all its lists are
+        rest = [i for i in range(self._count, len(special)) if not special[i]]
+        if not rest:
+            return False
+        return len(text) >= self._most or _has_gaps(text, found, rest) or self._is_out_of_reach(text, found, rest)
 
     def _is_out_of_reach(self, text: str, found: Encoding, rest: Sequence[int]) -> bool:
         if self._reach is None or not _is_ordinary(text[found.offsets[rest[0]][0] :]):
@@ -112,9 +120,9 @@ def _reach_of_rules(model: Mapping[str, Any]) -> int | None:
 
 def _has_gaps(text: str, found: Encoding, rest: Sequence[int]) -> bool:
     """Whether words that white space parts begin among the tokens behind the first ones, often enough."""
-    words, gaps = found.word_ids, 0
+    words, offsets, gaps = found.word_ids, found.offsets, 0
     for i in rest:
-        start = found.offsets[i][0]
+        start = offsets[i][0]
         if words[i] != words[i - 1] and 0 < start < len(text) and (text[start - 1].isspace() or text[start].isspace()):
             gaps += 1
     return gaps >= _GAPS

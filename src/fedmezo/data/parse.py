@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from fedmezo.atomic import read_whole
 from fedmezo.data.oddities import Oddities, object_of
 from fedmezo.data.rows import Layout, Row, example_of, kind_of
 from fedmezo.data.tables import csv_rows, parquet_rows
@@ -75,7 +76,8 @@ def _read_text(path: Path) -> str:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = read_whole(path)
+        return gzip.decompress(content) if path.suffix == ".gz" else content
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file; put it there, or change data.root") from error
     except (OSError, EOFError, zlib.error) as error:

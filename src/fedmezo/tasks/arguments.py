@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmezo.arguments import NO_DATA, Commands, add_command, add_own_code, add_places, count
+from fedmezo.arguments import NO_DATA, Commands, add_command, add_own_code, add_places, count, text
 from fedmezo.records import Example
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def add_generate(commands: Commands) -> None:
     """The command `generate`."""
     parser = add_command(commands, "generate", _generate, "answer an instruction before and after tuning")
     _add_subject(parser, data=NO_DATA)
-    parser.add_argument("instruction", help="what is asked, as in the training data")
-    parser.add_argument("--input", default="", metavar="TEXT", help="what the instruction is about")
+    parser.add_argument("instruction", type=text, help="what is asked, as in the training data")
+    parser.add_argument("--input", type=text, default="", metavar="TEXT", help="what the instruction is about")
     parser.add_argument("--max-new-tokens", type=count, default=128, metavar="N", help="longest answer (128)")
 
 
