@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.quantised import int8_product, quantise_
@@ -83,7 +83,7 @@ def base_model(
     return model
 
 
-def adapted(base: LlamaForCausalLM, rank: int) -> CausalLM:
+def adapted(base: PreTrainedModel, rank: int) -> CausalLM:
     """The model with LoRA on the query and value projections, as in the paper."""
     args = {"adapter_method": "lora", "r": rank, "lora_alpha": 2 * rank, "target_modules": ["q_proj", "v_proj"]}
     return CausalLM(base, args, 1)

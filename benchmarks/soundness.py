@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from benchmarks import common
 from benchmarks.common import Row
-from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.loading import load_base
 from fedmezo.models.quantised import INT8_DYNAMIC, SCHEMES, Int8Linear, int8_product, rounded
 from fedmezo.records import IGNORE_LABEL, Batch
@@ -80,8 +79,7 @@ def measure(options: Any, name: str) -> tuple[dict[float, Tensor], float]:
                 base(input_ids=batch.input_ids)
         for _, _, layer in lifted:
             layer.is_looking = False
-    args = {"adapter_method": "lora", "r": options.rank, "target_modules": ["q_proj", "v_proj"]}
-    model = CausalLM(base, args, 1)
+    model = common.adapted(base, options.rank)
     model.use_lanes(LANES)
     theta, found, spent = model.flat(), {}, []
     streams = [Stream(1, Purpose.DIRECTION, step=direction) for direction in range(options.directions)]

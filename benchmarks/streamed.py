@@ -99,7 +99,7 @@ def measure(options: Any) -> list[Row]:
     loaded = time.perf_counter()
     base_hash(base)
     hashed = time.perf_counter()
-    model = common.adapted(base, options.rank)  # type: ignore[arg-type]  # a LLaMA
+    model = common.adapted(base, options.rank)
     model.use_lanes(LANES)
     checked = time.perf_counter()
     lengths = [(options.tokens // 2, options.tokens - options.tokens // 2)] * CLIENTS

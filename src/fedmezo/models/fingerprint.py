@@ -15,6 +15,9 @@ from fedmezo.models.streamed import stream_of
 
 _BYTES_AT_ONCE = 1 << 26
 
+_WORKERS_ON_A_STREAM = 2
+"""One reads while the other hashes: each holds a whole tensor."""
+
 
 def base_hash(base: nn.Module) -> str:
     """SHA-256 over the name, dtype, shape and content of every saved tensor of a base model, in the order of names.
@@ -32,7 +35,7 @@ def base_hash(base: nn.Module) -> str:
     def digest_of(tensor: Tensor) -> str:
         return _content_hash(tensor if stream is None else stream.content(tensor))
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(None if stream is None else _WORKERS_ON_A_STREAM) as pool:
         digests = pool.map(digest_of, (tensor for _, tensor in tensors))
         scheme = scheme_of(base)
         whole = sha256() if scheme == NONE else sha256(f"{scheme}\n".encode())

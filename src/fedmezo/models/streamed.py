@@ -8,6 +8,7 @@ keeps what it has room for of the files.
 
 from __future__ import annotations
 
+import ctypes
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +27,10 @@ from fedmezo.models.quantised import NONE, Quantiser
 
 _ALIGNMENT = 64
 """Bytes; PyTorch's own on a CPU."""
+
+_M_MMAP_THRESHOLD = -3
+"""Of malloc.h."""
+_LARGE_BLOCK = 1 << 20
 
 
 def load_streamed(
@@ -47,6 +52,7 @@ def load_streamed(
         ModelError: the checkpoint is none in safetensors or damaged, the model has no repeated layers, or cannot be
             quantised.
     """
+    _give_back_what_is_freed()
     model = hollow_model(folder, dtype, own_code)
     places = places_of(model, folder)
     layers = _repeated_layers(model)
@@ -239,6 +245,17 @@ class _Slot:
         """What was asked of the device so far is the last to read the slot."""
         if self._copies is not None:
             self._computed = torch.cuda.current_stream(self.octets.device).record_event()
+
+
+def _give_back_what_is_freed() -> None:
+    """Have glibc return large blocks to the system when they are freed.
+
+    By default it begins to keep them once it has seen them freed, and the gaps between what is kept add up: to half of
+    a model when its layers are quantised one by one.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def _repeated_layers(model: PreTrainedModel) -> list[nn.Module]:
