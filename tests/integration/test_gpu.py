@@ -61,5 +61,23 @@ def test_captured_lanes_give_the_eager_losses(directories: dict[str, Path], meth
             assert lm.losses(thetas, batches).tolist() == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("scheme", ["none", "int8"])
+def test_layers_that_are_read_one_ahead_give_the_losses_of_those_on_the_gpu(
+    directories: dict[str, Path], scheme: str
+) -> None:
+    found = []
+    for streamed in (False, True):
+        device = torch.device("cuda")
+        base, _ = load_base(
+            str(directories["llama"]), None, torch.float32, device, quantization=scheme, streamed=streamed
+        )
+        lm = CausalLM(base, {"adapter_method": "lora", **METHODS["lora"]}, 3)
+        lm.use_lanes(3)
+        batches = [on_gpu(batch_of(lengths)) for lengths in ((5, 6), (3, 3), (9, 2))]
+        thetas = torch.stack([moved(lm), 0.5 * moved(lm), moved(lm) + 0.1])
+        found.append([lm.losses(thetas, batches).tolist() for _ in range(3)])
+    assert found[1] == [pytest.approx(found[0][0], abs=1e-5)] * 3
+
+
 def on_gpu(batch: Batch) -> Batch:
     return Batch(batch.input_ids.cuda(), batch.attention_mask.cuda(), batch.labels)

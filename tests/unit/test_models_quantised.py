@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from fedmezo.errors import ModelError
 from fedmezo.models import quantised
 from fedmezo.models.causal_lm import CausalLM
 from fedmezo.models.fingerprint import base_hash
 from fedmezo.models.lanes import spread
+from fedmezo.models.loading import load_base
 from fedmezo.models.quantised import (
     ALL,
     INT8,
@@ -29,10 +33,13 @@ from fedmezo.models.quantised import (
     Rounding,
     quantise_,
     rounds_activations,
+    scheme_of,
 )
 from fedmezo.records import Batch
+from tests.runs import make_base
 from tests.tiny_models import tiny_model
 
+CPU = torch.device("cpu")
 ADAPTERS: dict[str, dict[str, object]] = {
     "lora": {"adapter_method": "lora", "r": 2, "target_modules": ["q_proj", "down_proj"]},
     "ia3": {"adapter_method": "ia3", "target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
@@ -201,6 +208,44 @@ def test_the_fingerprint_names_weights_and_scheme() -> None:
             base.model.layers[1].mlp.up_proj.scales[0] *= 2
             assert base_hash(base) not in hashes
     assert len(hashes) == len(SCHEMES) == 7
+
+
+def saved(folder: Path, **settings: Any) -> Path:
+    """A checkpoint whose config has these, with a tokenizer; of a size that bitsandbytes' own layers can do."""
+    make_base(folder)
+    config = LlamaConfig(vocab_size=100, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+                         num_attention_heads=4)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    written = json.loads((folder / "config.json").read_text()) | settings
+    (folder / "config.json").write_text(json.dumps(written))
+    return folder
+
+
+def test_a_checkpoint_that_is_quantised_already(tmp_path: Path) -> None:
+    settings: Any = BitsAndBytesConfig  # these two have no annotations
+    untyped: Any = LlamaForCausalLM
+    small = settings(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    plain = saved(tmp_path / "plain")
+    quantised_one = untyped.from_pretrained(plain, quantization_config=small, device_map="cpu")
+    quantised_one.save_pretrained(tmp_path / "small")
+    for path in plain.glob("token*"):
+        path.rename(tmp_path / "small" / path.name)
+    base, again = (load_base(str(tmp_path / "small"), None, torch.float32, CPU)[0] for _ in range(2))
+    assert (scheme_of(base), base_hash(base)) == ("bitsandbytes", base_hash(again))
+    model = CausalLM(base, {"adapter_method": "lora", "r": 2}, 1)
+    assert model.use_lanes(2) == []
+    assert torch.isfinite(model.losses(model.flat().expand(2, -1), [batch(), batch()])).all()
+    with pytest.raises(ModelError, match="quantised already"):
+        quantise_(again, INT8)
+
+
+@pytest.mark.parametrize(("method", "library"), [("gptq", "optimum"), ("awq", "gptqmodel")])
+def test_a_checkpoint_whose_library_is_missing(tmp_path: Path, method: str, library: str) -> None:
+    if find_spec(library) is not None:
+        pytest.skip(f"{library} is installed")
+    settings = {"quant_method": method, "bits": 4, "group_size": 16}
+    with pytest.raises(ModelError, match=f"pip install {library}"):
+        load_base(str(saved(tmp_path, quantization_config=settings)), None, torch.float32, CPU)
 
 
 def test_bitsandbytes_is_not_imported_before_it_is_needed() -> None:

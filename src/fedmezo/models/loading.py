@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import urllib.error
 import urllib.request
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from fedmezo.errors import FedMeZOError, ModelError
 from fedmezo.models.foreign import brief
@@ -88,6 +89,7 @@ def load_base(
     model.config.use_cache = False
     model.name_or_path = source  # what a saved adapter names as its base
     model.requires_grad_(False).eval()
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line for each 8-bit product else
     if not streamed:
         quantise_(model, quantization)
     return model if model.device == device else model.to(device), tokenizer  # some quantised checkpoints cannot move
@@ -278,7 +280,7 @@ def _hint(reason: str) -> str:
 @contextmanager
 def without_progress_bar() -> Iterator[None]:
     """Within the block, transformers shows none."""
-    bars: Any = logging  # has no annotations
+    bars: Any = transformers_logging  # has no annotations
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()
     try:
