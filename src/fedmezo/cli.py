@@ -145,6 +145,9 @@ def _add_diagnose(commands: Commands) -> None:
 def _add_audit(commands: Commands) -> None:
     parser = add_command(commands, "audit", _audit, "say which clients did a run good or harm, from its journal alone")
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--members", action="store_true", help="also attack: tell clients' examples from others by what the server saw"
+    )
     add_places(parser)
 
 
@@ -281,7 +284,7 @@ def _audit(options: argparse.Namespace) -> int:
     from fedmezo.runs.places import Moved
     from fedmezo.studies.audit import audit  # imports torch
 
-    return audit(options.run, Moved(options.model, options.data_root))
+    return audit(options.run, Moved(options.model, options.data_root), members=options.members)
 
 
 def _require_one_machine(config: Config) -> None:

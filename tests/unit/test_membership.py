@@ -14,7 +14,7 @@ from fedmezo.federation.course import Course
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.round import Federation, close_round_, initial_state, plan_round
 from fedmezo.records import Batch, Report, RoundRecord
-from fedmezo.studies.membership import auc_of, infer, seen_of
+from fedmezo.studies.membership import Target, auc_of, infer, seen_of
 from fedmezo.zo.arithmetic import round_scalar
 from tests.toy import SIZE, Quadratic, ToyData, toy_batch
 from tests.unit.test_round import SEED, federation
@@ -57,7 +57,8 @@ def attack(chosen: Federation, records: tuple[RoundRecord, ...]) -> float:
     for client in range(chosen.num_clients):
         own = range(10 * client, 10 * client + 8)
         seen = seen_of(records, client, cohorts, SEED, chosen.groups)
-        targets.append((seen, toy_batch(*own), toy_batch(*range(5000 + 10 * client, 5008 + 10 * client))))
+        others = range(5000 + 10 * client, 5008 + 10 * client)
+        targets.append(Target(seen, toy_batch(*own, *others), len(own)))
     return infer(Quadratic(), course, records, THETA, targets, lambda done, total: None).auc.value
 
 

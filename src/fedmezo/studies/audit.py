@@ -31,6 +31,7 @@ from fedmezo.runs.places import NOT_MOVED, Moved
 from fedmezo.runs.replay import initial_theta, rebuild_, replaying_course, require_scalars
 from fedmezo.runs.snapshots import snapshots_of
 from fedmezo.studies.influence import Party, compare, remarks, replay_without
+from fedmezo.studies.suspects import membership_of, show_membership
 
 MOST_REPLAYS = 32
 """Parties that the run is replayed without: of more, those that agree least with the others."""
@@ -56,12 +57,13 @@ class Audit:
     remarks: dict[int, list[str]]
 
 
-def audit(folder: Path, moved: Moved = NOT_MOVED) -> int:
+def audit(folder: Path, moved: Moved = NOT_MOVED, *, members: bool = False) -> int:
     """Audit a run, print what was found and write it into the run's folder; returns the exit code.
 
     Args:
         folder: the run's folder.
         moved: what is not where the run had it.
+        members: also try to tell the clients' examples from held-out ones, by what the server saw.
 
     Raises:
         FedMeZOError: whatever a user can act on; RunError for a folder that holds no run, or one without scalars.
@@ -82,8 +84,14 @@ def audit(folder: Path, moved: Moved = NOT_MOVED) -> int:
         rounds = len(journal.records)
         rebuild_(theta.clone(), header, journal.records, lambda done: show_progress(done, rounds))
     found = examine(header, journal.records, course, theta, loss_of(config, tuned, console), console)
-    write_numbers(folder / NUMBERS_FILE, {"version": 1, **asdict(found)})
     show(console, found)
+    numbers = {"version": 1, **asdict(found)}
+    if members:
+        inferred = membership_of(config, tuned, header, journal.records, course, theta, console)
+        if inferred is not None:
+            show_membership(console, inferred, header)
+            numbers["membership"] = asdict(inferred)
+    write_numbers(folder / NUMBERS_FILE, numbers)
     console.print(f"Numbers are in {folder / NUMBERS_FILE}", soft_wrap=True, highlight=False)
     return 0
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -57,6 +56,21 @@ class Seen:
     owner: int
     scalars: tuple[float, ...]
     pace: Pace | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """One client under attack.
+
+    Args:
+        seen: of it.
+        candidates: rows to judge; the first are examples of its own, the others are nobody's.
+        members: how many are its own.
+    """
+
+    seen: Sequence[Seen]
+    candidates: Batch
+    members: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +152,7 @@ def infer(
     course: Course,
     records: Sequence[RoundRecord],
     theta: Tensor,
-    targets: Sequence[tuple[Sequence[Seen], Batch, Batch]],
+    targets: Sequence[Target],
     progress: Progress,
 ) -> Membership:
     """Attack some clients.
@@ -148,15 +162,14 @@ def infer(
         course: of the run.
         records: of the run.
         theta: (d,) the state before round 0.
-        targets: of each client: what was seen of it, examples of its own, and as many of nobody's.
+        targets: whom.
         progress: hears how many clients are done.
     """
     members, others, directions = [], [], 0
-    for done, (seen, inside, outside) in enumerate(targets, 1):
-        batch = _joined(inside, outside)
-        found, directions = scores(model, course, records, theta, seen, batch)
-        members.append(found[: inside.num_examples])
-        others.append(found[inside.num_examples :])
+    for done, target in enumerate(targets, 1):
+        found, directions = scores(model, course, records, theta, target.seen, target.candidates)
+        members.append(found[: target.members])
+        others.append(found[target.members :])
         progress(done, len(targets))
     count = sum(map(len, members)) + sum(map(len, others))
     return Membership(auc_of(np.concatenate(members), np.concatenate(others)), len(targets), count, directions)
@@ -192,12 +205,3 @@ def _cosines(own: Scores, told: Scores, rows: int) -> Scores:
     norms = np.linalg.norm(own, axis=0) * np.linalg.norm(told)
     cosines: Scores = np.divide(told @ own, norms, out=np.zeros(rows), where=norms > 0)
     return cosines
-
-
-def _joined(inside: Batch, outside: Batch) -> Batch:
-    """The rows of two batches of one length as one batch."""
-    return Batch(
-        torch.cat([inside.input_ids, outside.input_ids]),
-        torch.cat([inside.attention_mask, outside.attention_mask]),
-        torch.cat([inside.labels, outside.labels]),
-    )
