@@ -116,6 +116,7 @@ def test_opacus_leaves_logging_as_it_was(open_run: fedmezo.Run) -> None:
         (CLIENTS | {"privacy.epsilon": 1.0, "privacy.noise_multiplier": 0.0}, "spends all there is"),
         (CLIENTS | {"privacy.epsilon": 1.0, "train.trust": True}, "hides"),
         ({"privacy.epsilon": 1.0}, "privacy.level is none"),
+        (CLIENTS | {"privacy.epsilon": 1.0, "train.optimizer.lr": "auto"}, "without noise"),
         ({"privacy.level": "example", "privacy.clip": 1.0, "privacy.epsilon": 1.0, "train.zo.estimator": "one-sided"},
          "two-point"),
     ],

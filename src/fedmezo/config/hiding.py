@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedmezo.config.conflict import Conflict
-from fedmezo.config.schema import Config
+from fedmezo.config.schema import AUTO, Config
 
 SMALLEST_GROUP = 3
 """Clients of a sum: of two, each would know the other's part."""
@@ -97,6 +97,10 @@ def _losses(config: Config) -> Iterator[Conflict]:
     if train.trust:
         text = f"is True, but it follows the train loss, which privacy.level {level} hides; needs False"
         yield Conflict(("train.trust", "privacy.level"), text)
+    if config.is_automatic:
+        text = f"is auto, which is measured on clients' examples without noise (privacy.level {level}); give a number"
+        key = "train.optimizer.lr" if train.optimizer.lr == AUTO else "train.zo.eps"
+        yield Conflict((key, "privacy.level"), text)
     if train.train_strategy in ("round-wise", "five-round"):
         text = f"is {train.train_strategy}, which follows the clients' losses, and privacy.level {level} hides them"
         yield Conflict(("train.train_strategy", "privacy.level"), f"{text}; needs another strategy")
