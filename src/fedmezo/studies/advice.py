@@ -62,12 +62,12 @@ def rival_of(config: Config) -> Config | None:
     It is per-example steps, one direction for each row, over LoRA of rank 1 whose alpha is in proportion. None where
     the configuration is that already, or cannot be.
     """
-    changes = {key: value for key, present, value in _rival_settings(config) if present != value}
+    changes = {key: value for key, present, value in rival_settings(config) if present != value}
     rival = replaced(config, changes)
     return rival if changes and not any(conflicts(rival)) else None
 
 
-def _rival_settings(config: Config) -> Iterator[tuple[str, Any, float | str]]:
+def rival_settings(config: Config) -> Iterator[tuple[str, Any, float | str]]:
     """Key, present value and that of the rival."""
     zo, adapter = config.train.zo, config.llm.adapter
     yield "train.zo.estimator", zo.estimator, PER_EXAMPLE
@@ -114,7 +114,7 @@ def advise(
         return
     if trial is not own:
         why = f"loss {trial.lowest:.4f} where the present setting comes to {own.lowest:.4f} in as many forward passes"
-        for key, present, value in _rival_settings(config):
+        for key, present, value in rival_settings(config):
             if present != value:
                 yield Advice(key, present, value, why)
                 why = "with it"

@@ -33,7 +33,7 @@ from fedmezo.results.plots import png
 from fedmezo.results.plots_theory import draw_calibration
 from fedmezo.runs import assemble
 from fedmezo.runs.directory import new_run_directory, write_numbers, write_text
-from fedmezo.studies.advice import Advice, Trial, advise, rank_of, replaced, rival_of
+from fedmezo.studies.advice import Advice, Trial, advise, rank_of, replaced, rival_of, rival_settings
 from fedmezo.studies.bursts import (
     BRIEF,
     ENOUGH,
@@ -63,7 +63,7 @@ from fedmezo.zo.signal import LARGEST_NOISE, STEP_RATIO, Signal, measure_signal
 LATEST = 120.0, 200.0
 """Seconds after which no further rate is tried of the configuration's setting, once one lowered the loss; of its rival.
 
-A model of slow forward passes is calibrated within five minutes, and not within three times what was planned.
+So a model of slow forward passes is calibrated within five minutes.
 """
 
 PICTURE_FILE, NUMBERS_FILE, CONFIG_FILE = "calibration.png", "calibration.json", "calibrated.yaml"
@@ -156,13 +156,9 @@ def _calibrated(
         budget, now = affordable(bench), time.monotonic()
         latest = now + LATEST[0], now + LATEST[1]
     bench = replace(bench, effort=FULL if budget >= ENOUGH else BRIEF)
-    result, own, holdings, effort = (
-        measure(bench, console, budget, latest[0]),
-        bench.config,
-        bench.holdings,
-        bench.effort,
-    )
+    result = measure(bench, console, budget, latest[0])
     if rival is not None and time.monotonic() < latest[1]:
+        own, holdings, effort = bench.config, bench.holdings, bench.effort
         del bench
         gc.collect()  # there may be no room for two models
         other = replace(set_up(rival, console, holdings), effort=effort, eps=eps)
@@ -224,7 +220,8 @@ def with_rival(
         console: where progress is shown.
         latest: by the monotonic clock, when to try no further rate.
     """
-    console.print("as many forward passes with per-example steps, and a LoRA of rank 1", highlight=False)
+    changed = ", ".join(f"{key} {value}" for key, present, value in rival_settings(config) if present != value)
+    console.print(f"as many forward passes with {changed}", highlight=False, soft_wrap=True)
     passes = [assemble.bare_estimator(some).passes for some in (config, bench.config)]
     as_many = max(1, round(result.rounds * passes[0] / passes[1]))
     ranks = [rank_of(some) or 1 for some in (config, bench.config)]
