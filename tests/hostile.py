@@ -237,6 +237,8 @@ def file_kinds(folder: Path) -> list[Kind]:
     expected = read_journal(journal).hashes[2]
     return [
         _kind("journal", journal, forged_journal, lambda: _command("replay", run)),
+        _kind("journal to resume", journal, forged_journal, lambda: _resume(run, folder)),
+        _kind("journal to export", journal, forged_journal, lambda: _export(run, folder)),
         _kind("published log", log, forged_log, lambda: _import(log, folder)),
         _kind("kit", kit / KIT_FILE, forged_json, lambda: read_kit(kit, server=False)),
         _kind("project", project, _forged_yaml, lambda: read_project(project)),
@@ -268,6 +270,20 @@ def _command(*words: str | Path) -> int:
         code = main([str(word) for word in words])
     assert code in (0, 2), (code, said.getvalue())
     return code
+
+
+def _resume(run: Path, folder: Path) -> int:
+    """In a copy, as a run that is not ended goes on."""
+    copy = folder / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(run, copy)
+    return _command("resume", copy)
+
+
+def _export(run: Path, folder: Path) -> int:
+    log = folder / "again.fmz"
+    log.unlink(missing_ok=True)
+    return _command("export", run, "--as-log", log)
 
 
 def _import(log: Path, folder: Path) -> int:

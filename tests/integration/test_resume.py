@@ -13,10 +13,26 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import torch
 import yaml
 
+from fedmezo.cli import main
+from fedmezo.models.fingerprint import base_hash
+from fedmezo.models.loading import load_base
 from fedmezo.runs.snapshots import snapshot_path, snapshot_rounds, snapshots_of
-from tests.runs import ADAPTER_FILES, CASES, Death, Runs, differences, kill_after, output_of
+from tests.hostile import chained
+from tests.runs import (
+    ADAPTER_FILES,
+    CASES,
+    Death,
+    Runs,
+    differences,
+    kill_after,
+    make_base,
+    make_data,
+    output_of,
+    write_config,
+)
 from tests.waiting import wait_until
 
 
@@ -337,3 +353,21 @@ def test_a_full_disk(runs: Runs, undisturbed: Path, largest_file: int) -> None:
     assert f"fedmezo resume {run}" in message
     resume_to_the_end(runs, run)
     assert differences(run, undisturbed) == []
+
+
+def test_a_run_of_an_earlier_version_that_grew_its_base_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = make_base(tmp_path / "base")
+    described = base / "tokenizer_config.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"pad_token": None}))
+    make_data(tmp_path / "data")
+    config = write_config(tmp_path / "run.yaml", base, tmp_path / "data", **{"federate.total_round_num": 1})
+    assert main(["run", str(config), "expname=old"]) == 0
+    journal = tmp_path / "runs" / "old" / "journal.jsonl"
+    header, first, *_ = [json.loads(line) for line in journal.read_text().splitlines()]
+    grown, _ = load_base(str(base), None, torch.float32, torch.device("cpu"), grown=True)
+    lines = [{**header, "base_hash": base_hash(grown)}, first]
+    journal.write_bytes(chained([{key: line[key] for key in line if key != "chain"} for line in lines]))
+    assert main(["resume", str(journal.parent)]) == 2
+    assert "an earlier version began this run, on a base model to which it had added" in capsys.readouterr().err

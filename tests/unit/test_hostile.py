@@ -12,7 +12,8 @@ from tests.hostile import Kind, file_kinds
 from tests.hostile_messages import MessageKind, message_kinds
 
 FILES = (
-    *("journal", "published log", "kit", "project", "environment", "metrics", "snapshot", "adapter"),
+    *("journal", "journal to resume", "journal to export", "published log"),
+    *("kit", "project", "environment", "metrics", "snapshot", "adapter"),
     *("configuration", "settings"),
 )
 MESSAGES = ("task", "setup", "report", "ready", "refusal", "frame", "frame to the worker", "request")

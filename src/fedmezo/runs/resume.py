@@ -25,6 +25,9 @@ from fedmezo.federation.aggregate import WEIGHTS
 from fedmezo.federation.rates import ClientHistory, remember
 from fedmezo.federation.round import Federation, ServerState, replay_round_, trust_after
 from fedmezo.federation.trust import Trust
+from fedmezo.models.fingerprint import base_hash
+from fedmezo.models.loading import load_base
+from fedmezo.models.quantised import NONE
 from fedmezo.results.console import RunLog
 from fedmezo.results.metrics import METRICS_FILE, Metric, cut_after, read_metrics
 from fedmezo.runs import assemble
@@ -145,6 +148,12 @@ def _go_on(config: Config, folder: Path, log: RunLog, journal: Journal, place: P
     if config.train.lanes == "auto":  # as then, where the device has room for as many
         this.tuned.model.use_lanes(min(recorded["lanes"], this.tuned.model.lanes))
     faults = [*_changes(this, recorded, journal.header), *_losses(folder, journal)]
+    if faults and this.tuned.base_hash != journal.header.base_hash and _had_grown(this, journal.header):
+        raise RunError(
+            f"{folder}: an earlier version began this run, on a base model to which it had added the special tokens "
+            "that the tokenizer lacks; this one leaves a base model as it is, and cannot go on with the run. Start it "
+            "again, or finish it with that version; replay and export read it as it is"
+        )
     if faults and not force:
         raise RunError(_refusal(folder, faults))
     federation = assemble.make_federation(config, this.tuned.model, place.own)
@@ -215,6 +224,17 @@ def _changes(this: Run, recorded: dict[str, Any], header: Header) -> list[str]:
     new = assemble.make_header(this.config, this.tuned, this.holdings, this.theta).model_dump()
     changed = [name for name in _CONTENTS if old[name] != new[name]]
     return found + [f"{_CONTENTS[name]}: {old[name][:16]} then, {new[name][:16]} now" for name in changed]
+
+
+def _had_grown(this: Run, header: Header) -> bool:
+    """Whether the base model is the run's with the rows that earlier versions added."""
+    config, cpu = this.config, torch.device("cpu")
+    cache, scheme = config.llm.cache.model, config.model.quantization or NONE
+    own_code = config.model.trust_remote_code
+    grown, _ = load_base(
+        config.model.type, cache, this.tuned.dtype, cpu, quantization=scheme, own_code=own_code, grown=True
+    )
+    return base_hash(grown) == header.base_hash
 
 
 def _as_read_now(recorded: Any) -> Any:
