@@ -5,9 +5,10 @@
     python -m benchmarks.formats --model SmolLM2-135M-Instruct.Q4_1.gguf    # a real LLaMA, and GSM8K's lengths
 
 All in one process, interleaved. A step is two losses, its direction and the update, of one client with batches of one
-example. Ours has the lanes of three clients, called and compiled (on a GPU: captured). Loops and back-propagation are
-in float32 on a CPU and in `--dtype` on a GPU. The floor of a format is what its matrix products take at the measured
-rate of their kind: those of the layers, and that of the head for the label tokens.
+example. All forms take the steps of three clients on the same batches; ours has their lanes, called and compiled (on a
+GPU: captured). Loops and back-propagation are in float32 on a CPU and in `--dtype` on a GPU. The floor of a format is
+what its matrix products take at the measured rate of their kind: those of the layers, and that of the head for the
+label tokens.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def measure(
             names[form], sizes[name] = name, _bytes(model)
             forms[form] = lanes_form(model, batches)
     times = common.interleaved(forms, repeats, device)
-    milliseconds = {form: 1e3 * value / (CLIENTS if form in names else 1) for form, value in times.items()}
+    milliseconds = {form: 1e3 * value / CLIENTS for form, value in times.items()}
     made = [Row(form, value, "ms") for form, value in milliseconds.items()]
     for name in formats:
         best = min(value for form, value in milliseconds.items() if names.get(form) == name)
@@ -98,7 +99,7 @@ def _base(options: Any, dtype: str, scheme: str = "none") -> LlamaForCausalLM:
 
 
 def loop_forms(model: CausalLM, batches: Sequence[Batch]) -> dict[str, Callable[[], object]]:
-    """One step of each of the loops that ours is compared with."""
+    """A step of each client, on the batches that `lanes_form` has, by each of the loops that ours is compared with."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
 
     def back_propagation(turn: int) -> None:
@@ -113,7 +114,12 @@ def loop_forms(model: CausalLM, batches: Sequence[Batch]) -> dict[str, Callable[
     def mezo(turn: int) -> None:
         common.mezo_step(model, batches[turn % len(batches)], turn)
 
-    return {"reference": in_turn(reference), "MeZO": in_turn(mezo), "BP": in_turn(back_propagation)}
+    def of_all_clients(step: Callable[[int], None]) -> Callable[[], object]:
+        one = in_turn(step)
+        return lambda: [one() for _ in range(CLIENTS)]
+
+    steps = {"reference": reference, "MeZO": mezo, "BP": back_propagation}
+    return {name: of_all_clients(step) for name, step in steps.items()}
 
 
 def lanes_form(model: CausalLM, batches: Sequence[Batch]) -> Callable[[], object]:
