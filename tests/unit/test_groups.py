@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +17,15 @@ from fedmezo.errors import ConfigError, TrainingError
 from fedmezo.federation import rates, sums
 from fedmezo.federation.course import Course
 from fedmezo.federation.groups import deal
+from fedmezo.federation.messages import records_size
 from fedmezo.federation.robust import RULES, krum, median, robust_tally, sign_vote, trimmed_mean
 from fedmezo.federation.round import Federation, close_round_, close_tallies_, plan_round
 from fedmezo.federation.server_optimizers import NO_MOMENTS
 from fedmezo.federation.sums import FixedPoint, total_of
 from fedmezo.federation.trust import Trust
 from fedmezo.records import Report
+from fedmezo.runs.journal import JournalWriter
+from fedmezo.runs.training import round_metrics
 from fedmezo.zo.arithmetic import (
     decode_coefficients,
     encode_coefficients,
@@ -31,6 +35,7 @@ from fedmezo.zo.arithmetic import (
 from fedmezo.zo.estimators.two_point import LARGEST_LOSS_CHANGE
 from fedmezo.zo.replay import Address, Move, apply_
 from tests.toy import SIZE
+from tests.unit.test_journal import HEADER
 from tests.unit.test_round import SEED, federation, simulation, start
 
 HASH = "ab" * 32
@@ -182,6 +187,29 @@ def test_a_round_needs_enough_clients_in_its_sums() -> None:
     chosen, state = grouped(2, min_clients=4), start()
     with pytest.raises(TrainingError, match="0 usable reports of 6"):
         close_tallies_(chosen, state, plan_round(chosen, state), {})
+
+
+def test_a_round_is_as_long_for_sixty_clients_as_for_six(tmp_path: Path) -> None:
+    """Journal, metrics, what is sent, and what the server remembers of its clients: nothing."""
+    lengths = []
+    for clients in (6, 60):
+        chosen = replace(grouped(2), num_clients=clients, cohort_size=clients)
+        state, engine = start(), simulation(chosen)
+        plan = plan_round(chosen, state)
+        result = engine.run_round(plan, state)
+        after, record = close_round_(chosen, state, plan, result.reports)
+        engine.close_round(plan, record)
+        path = tmp_path / f"{clients}.jsonl"
+        writer = JournalWriter.create(path, HEADER.model_copy(update={"direction_groups": 2}))
+        before = path.stat().st_size
+        writer.append(record)
+        metrics = round_metrics(record, result)
+        assert after.histories == {}
+        assert {metric.group for metric in metrics} == {None, 0, 1}
+        assert {metric.client for metric in metrics} == {None}
+        sent = records_size([record])
+        lengths.append((len(metrics), sent, round((path.stat().st_size - before) / 100)))
+    assert lengths[0] == lengths[1]
 
 
 LIARS = np.array([[1.0, -2.0], [1.2, -1.8], [0.9, -2.1], [0.8, -1.9], [1e6, 1e6], [-1e6, 3.0]])
