@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ pytest.importorskip("Crypto")
 pytest.importorskip("opacus")
 
 import fedmezo
+from fedmezo.config import load_config
 from fedmezo.errors import ConfigError
+from fedmezo.machines.guards import guarded
+from fedmezo.machines.settings import WorkerOptions, shared_settings, site_config
+from fedmezo.machines.worker import make_masking
+from fedmezo.runs import assemble
 from fedmezo.runs.journal import read_journal
 from tests.runs import make_base, make_data, write_config
 
@@ -35,9 +41,11 @@ class Small:
         self.root = root
         self._base, self._data = make_base(root / "base"), make_data(root / "data")
 
+    def config(self, name: str, **changes: Any) -> Path:
+        return write_config(self.root / f"{name}.yaml", self._base, self._data, **changes)
+
     def run(self, name: str, **changes: Any) -> fedmezo.Run:
-        changes = {"expname": name, "data.keep_tokens": False, **changes}
-        return fedmezo.run(write_config(self.root / f"{name}.yaml", self._base, self._data, **changes), quiet=True)
+        return fedmezo.run(self.config(name, **{"expname": name, "data.keep_tokens": False, **changes}), quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +132,34 @@ def test_opacus_leaves_logging_as_it_was(open_run: fedmezo.Run) -> None:
 def test_what_does_not_hide_anybody_is_refused(small: Small, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         small.run("refused", **GROUPS | changes)
+
+
+@pytest.mark.parametrize("noise", [{}, CLIENTS | {"privacy.noise_multiplier": 2.0}], ids=["sums", "clients"])
+def test_a_site_makes_the_words_that_the_server_reads(small: Small, noise: dict[str, Any]) -> None:
+    """From the settings of a setup message alone: else masks would hide words of another unit."""
+    changes = GROUPS | noise | {"federate.secure_aggregation": True, "federate.mode": "distributed"}
+    config = guarded(load_config(small.config("sites", **changes)).config)
+    settings = json.loads(json.dumps(shared_settings(config, "float32")))
+    options = WorkerOptions(socket="", data="", model=config.model.name)
+    federation = assemble.make_federation(config, assemble.load_model(config).model)
+    masking = make_masking(settings, site_config(settings, options))
+    assert masking is not None
+    assert masking.coding == federation.codes()
+    assert masking.fewest == 3
+    with pytest.raises(ConfigError, match="not sound"):
+        make_masking({**settings, "sums": {"clients": 2}}, site_config(settings, options))
+
+
+def test_a_stopped_run_goes_on_knowing_what_it_has_spent(small: Small) -> None:
+    def interrupt(event: fedmezo.RoundEvent) -> None:
+        if event.round == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    changes = GROUPS | CLIENTS | {"privacy.epsilon": 4.0, "expname": "stopped", "data.keep_tokens": False}
+    stopped = fedmezo.run(small.config("stopped", **changes), quiet=True, on_round=interrupt)
+    assert not stopped.finished
+    resumed = fedmezo.resume(stopped.folder, quiet=True)
+    spent = [record.epsilon or 0.0 for record in resumed.journal.records]
+    assert len(spent) == 3
+    assert spent == sorted(spent)
+    assert 3.9 < spent[-1] <= 4.0
