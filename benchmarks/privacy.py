@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,13 +29,17 @@ from fedmezo.engines.rounds import closed_round_
 from fedmezo.engines.simulation import Simulation
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.round import cohort_of, initial_state
+from fedmezo.federation.sums import FixedPoint
 from fedmezo.privacy.accountant import noise_for
-from fedmezo.records import ClientTask
+from fedmezo.privacy.clipping import clipped_sums
+from fedmezo.privacy.keys import fewest_left
+from fedmezo.privacy.rehearsal import Rehearsal
+from fedmezo.records import ClientTask, Report, RoundPlan
 from fedmezo.runs import assemble
 from fedmezo.runs.assemble import Holdings, TunedModel
 from fedmezo.runs.budget import Participation, with_noise
 from fedmezo.runs.hiding import make_rehearsal
-from fedmezo.zo.arithmetic import state_hash
+from fedmezo.zo.arithmetic import round_scalar, state_hash
 
 DELTA = 1e-5
 EPSILONS = (None, 8.0, 2.0)
@@ -119,7 +124,7 @@ def averaged(epsilon: float | None, rate: float, rounds: int) -> list[float]:
     busiest = Participation(federation, by_plan=True).busiest(rounds)
     multiplier = noise_for(epsilon, DELTA, busiest) if epsilon else 0.0
     print(f"  rate {rate}, noise multiplier {multiplier:.4g}, {busiest} rounds of the busiest client", flush=True)
-    theta, clip, random = task.tuned.theta.clone(), math.inf, torch.Generator().manual_seed(5)
+    theta, clip, generator = task.tuned.theta.clone(), math.inf, torch.Generator().manual_seed(5)
     losses = [task.loss(theta)]
     for index in range(rounds):
         tasks = [ClientTask(index, client, task.config.train.optimizer.rate) for client in cohort_of(federation, index)]
@@ -129,12 +134,32 @@ def averaged(epsilon: float | None, rate: float, rounds: int) -> list[float]:
         clip = median(norms) if epsilon and math.isinf(clip) else clip
         total = torch.stack([u * min(1.0, clip / n) for u, n in zip(updates, norms, strict=True)]).sum(dim=0)
         if epsilon:
-            total += multiplier * clip * torch.randn(len(theta), generator=random)
+            total += multiplier * clip * torch.randn(len(theta), generator=generator)
         theta += total / len(updates)
         if index % 2:
             losses.append(task.loss(theta))
             print(f"  round {index + 1}: {losses[-1]:.4f}", flush=True)
     return losses
+
+
+def uplink(clients: int = 100, steps: int = 30) -> None:
+    """Bytes up and down of each client in a round, beyond its key and its task, in groups of several sizes."""
+    rng = random.Random(1)
+    drawn = [tuple(round_scalar(rng.gauss(0, 2)) for _ in range(steps)) for _ in range(clients)]
+    print("| clients in a group | up | up, with client-level noise | down |")
+    for groups in (33, 25, 20, 8, 1):
+        dealt = tuple(client % groups for client in range(clients))
+        plain = FixedPoint(steps, clients, steps, 500.0, equal=False)
+        noisy = clipped_sums(steps, clients, fewest_left(clients // groups, 0.2), 2.0, 2.7)
+        cells = []
+        for rehearsal in (Rehearsal(plain, 0.49), Rehearsal(noisy, 0.2)):
+            for index in range(2):  # keys are sent in the first
+                reports = [Report(index, c, "0" * 64, steps, 2.0, 0, scalars) for c, scalars in enumerate(drawn)]
+                plan = RoundPlan(index, tuple(range(clients)), (0.1,) * clients, groups=dealt)
+                outcome = rehearsal.sum_up(plan, reports)
+            cells.append((max(outcome.bytes_up.values()), max(outcome.bytes_down.values())))
+        (up, down), (up_noisy, _) = cells
+        print(f"| {-(-clients // groups)} | {up} | {up_noisy} | {down} |")
 
 
 def private(level: str, words: Sequence[str], epsilon: float | None) -> list[str]:
@@ -160,7 +185,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("privacy.jsonl"))
+    parser.add_argument("--uplink", action="store_true", help="count the bytes of secure sums, and nothing else")
     options = parser.parse_args()
+    if options.uplink:
+        uplink()
+        return
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     known = {row["name"] for row in rows if row["rounds"] == options.rounds}
     for case in cases():
