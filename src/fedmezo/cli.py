@@ -49,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     options = _parse(words)
     command: Command = options.command
+    if not _is_here():
+        print("the folder that you are in is not there any more: change into another one", file=sys.stderr)
+        return FedMeZOError.exit_code
     try:
         return command(options)
     except FedMeZOError as error:
@@ -68,6 +71,15 @@ def _replace_what_cannot_be_shown() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _is_here() -> bool:
+    """Whether the present folder exists, without which neither paths nor libraries are found."""
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

@@ -25,13 +25,14 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "generate": ("whole", "w5 w6", "--max-new-tokens", "3"),
     "replay": ("whole",),
     "resume": ("stopped",),
+    "merge": ("whole", "--out", "merged"),
 }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_says_what_to_give_and_takes_it(moved: Runs, command: str) -> None:
     name, *more = COMMANDS[command]
-    words = [command, str(moved.root / "runs" / name), *more]
+    words = [command, str(moved.root / "runs" / name), *(str(moved.root / w) if w == "merged" else w for w in more)]
     code, output = moved.finish(*words)
     assert code == 2
     assert f"model.type is '{moved.root}/base', but there is no such directory" in output

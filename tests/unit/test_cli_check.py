@@ -195,3 +195,14 @@ def test_a_run_without_a_rate_hears_of_calibrate(capsys: pytest.CaptureFixture[s
     for words, said in (([], True), (["train.optimizer.lr=1e-5"], False), (["train.optimizer.lr=auto"], False)):
         assert main(["check", str(tmp_path / "c.yaml"), *words]) == 0
         assert ("`fedmezo calibrate` measures what suits this one" in capsys.readouterr().out) is said
+
+
+def test_a_present_folder_that_is_gone_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["check"]) == 2
+    assert "the folder that you are in is not there any more" in capsys.readouterr().err

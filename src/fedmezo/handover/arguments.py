@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fedmezo.arguments import Commands, add_command
+from fedmezo.arguments import NO_DATA, Commands, add_command, add_own_code, add_places
 
 _MERGE = """\
 examples:
@@ -30,6 +30,8 @@ def add_handover(commands: Commands) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's folder, or an adapter's")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the model")
     parser.add_argument("--best", action="store_true", help="take the adapter of the best round instead of the last")
+    add_places(parser, data=NO_DATA)
+    add_own_code(parser)
     parser = add_command(commands, "push", _push, "upload a run's adapter to the Hugging Face hub", examples=_PUSH)
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder, or that of an adapter or a model")
     parser.add_argument("repository", metavar="REPO", help="where to, as OWNER/NAME; made if it is not there")
@@ -40,8 +42,10 @@ def add_handover(commands: Commands) -> None:
 
 def _merge(options: argparse.Namespace) -> int:
     from fedmezo.handover.merge import merge  # imports torch
+    from fedmezo.runs.places import Moved
 
-    print(merge(options.run, options.out, best=options.best))
+    moved = Moved(options.model, own_code=options.trust_remote_code)
+    print(merge(options.run, options.out, best=options.best, moved=moved))
     return 0
 
 

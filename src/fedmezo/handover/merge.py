@@ -10,16 +10,18 @@ from peft.tuners.tuners_utils import BaseTuner
 from fedmezo.errors import ModelError, RunError, StorageError
 from fedmezo.handover.source import folder_to_hand_over
 from fedmezo.models.sums import write_sums
+from fedmezo.runs.places import NOT_MOVED, Moved
 from fedmezo.tasks.subject import Hardware, load_subject
 
 
-def merge(run: str, out: Path, *, best: bool = False) -> Path:
+def merge(run: str, out: Path, *, best: bool = False, moved: Moved = NOT_MOVED) -> Path:
     """Write base and adapter as one float32 model, with its tokenizer and generation settings; returns the folder.
 
     Args:
         run: a run's folder, or an adapter's.
         out: new folder, or an empty one.
         best: take the adapter of the best round.
+        moved: where the base model is, if it is not where the run had it.
 
     Raises:
         ModelError: the adapter cannot be folded in, as with virtual tokens.
@@ -30,7 +32,7 @@ def merge(run: str, out: Path, *, best: bool = False) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"--out {out}: it is there already and not empty; give a new folder")
     # in float32 whatever the run computed with: the sum of base and adapter is rounded once, when it is used
-    subject = load_subject(str(source if best else run), Hardware(use_gpu=False, dtype="float32"))
+    subject = load_subject(str(source if best else run), Hardware(use_gpu=False, dtype="float32", moved=moved))
     if not isinstance(subject.model, PeftModel):
         raise RunError(f"{run}: there is no adapter to fold into a base model")
     method = str(subject.model.active_peft_config.peft_type.value).lower()
