@@ -116,12 +116,13 @@ class Signs(TwoPoint):
 
 
 def test_an_estimator_of_ones_own(tmp_path: Path) -> None:
-    run = small_run(tmp_path, estimator=Signs, **{"train.optimizer.lr": 0.001, "train.zo.clip": 0})
+    named = {"train.zo.estimator": "two-point", "train.optimizer.lr": 0.001}
+    run = small_run(tmp_path, estimator=Signs, **named)
     sent = {g for record in run.journal.records for part in record.contributions for g in part.scalars or ()}
     assert sent == {1.0, -1.0}
     assert fedmezo.replay(run.folder) == run.journal.hashes[-1]
     with pytest.raises(ConfigError, match="has 2 directions a step"):
-        small_run(tmp_path / "more", estimator=lambda settings: Signs(replace(settings, queries=2)))
+        small_run(tmp_path / "more", estimator=lambda settings: Signs(replace(settings, queries=2)), **named)
 
 
 class Halves:
