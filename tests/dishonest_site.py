@@ -40,7 +40,8 @@ class Cheat(Site):
             self.names, self.played = names, False
         if is_setup(message) and self.played:
             self.strike_out()
-        if not self.names:
+        is_first = not is_setup(message) and not any(message[5:9])  # a task of round 0, when not all sites may be there
+        if not self.names or is_first:
             return honest
         dishonest = ATTACKS[self.names[0]](message, honest)
         if dishonest != honest:
