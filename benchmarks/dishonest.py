@@ -14,6 +14,7 @@ from statistics import median_low
 
 from rich.console import Console
 
+from benchmarks.stage import ONE_SIDED
 from fedmezo.config import load_config
 from fedmezo.engines.simulation import Simulation
 from fedmezo.errors import TrainingError
@@ -71,7 +72,7 @@ class Bench:
 
     def __init__(self, clients: int, words: Sequence[str]) -> None:
         self.clients = clients
-        self.words = [f"federate.client_num={clients}", *words]
+        self.words = [f"federate.client_num={clients}", *ONE_SIDED, *words]
         self.config = load_config(None, self.words).config
         self.tuned = assemble.load_model(self.config)
         self.holdings = assemble.load_holdings(self.config, self.tuned.tokenizer, Console(quiet=True))
@@ -123,7 +124,7 @@ def apart(state: ServerState, reports: Sequence[Report]) -> list[tuple[float, fl
 
 
 def show_honest(words: Sequence[str]) -> None:
-    """How near to its limit any report of honest clients comes; the quickstart's own steps are all of one size."""
+    """How near to its limit any report of honest clients comes; one-sided steps are all of one size."""
     for clients in (3, 10):
         for steps in (1, 20):
             changes = ["train.zo.estimator=two-point", f"train.local_update_steps={steps}"]

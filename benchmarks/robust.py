@@ -34,7 +34,7 @@ Change = Callable[[Scalars, np.random.Generator, Scalars], Scalars]
 
 @dataclass(frozen=True, slots=True)
 class Unbounded(OneSided):
-    """The quickstart's estimator, of which the server takes scalars of any size."""
+    """The clients' estimator, of which the server takes scalars of any size."""
 
     @property
     def largest(self) -> float:
@@ -77,7 +77,7 @@ LIES: dict[str, Lie] = {
 def believing(federation: Federation) -> Federation:
     """A server that takes scalars and counts of any size."""
     rules = federation.rules
-    assert rules.estimator is not None, "the quickstart has one"
+    assert rules.estimator is not None, "the clients have one"
     return replace(
         federation, rules=replace(rules, estimator=Unbounded(rules.estimator.settings), most_examples=1 << 20)
     )
