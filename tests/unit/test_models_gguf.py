@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType
 from transformers import AutoModelForCausalLM
 
 from fedmezo.errors import ModelError
-from fedmezo.models import loading
+from fedmezo.models import gguf_places, loading
 from fedmezo.models.fingerprint import base_hash
 from fedmezo.models.loading import load_base
 from tests.gguf_files import tiny_llama, with_number, write_gguf
@@ -164,3 +164,9 @@ def test_metadata_that_does_not_fit_the_file_is_said(
     path.write_bytes(plain.read_bytes())
     with pytest.raises(ModelError, match=said):
         load(with_number(path, key, value))
+
+
+def test_a_transformers_that_is_too_old_for_them_is_said(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_places, "version", lambda package: "5.17.2")
+    with pytest.raises(ModelError, match=r"transformers 5\.23 and later, and here is 5\.17\.2: pip install"):
+        load(plain)

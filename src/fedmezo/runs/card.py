@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from fedmezo.config import Config
-from fedmezo.models.gguf import PACKAGE_PREFIX, hub_file, names_gguf
+from fedmezo.models.gguf_places import PACKAGE_PREFIX, hub_file, names_gguf
 from fedmezo.models.loading import BUNDLED
 from fedmezo.results.summary import Row, Summary, summary_rows
 from fedmezo.runs.directory import write_text
