@@ -23,7 +23,15 @@ from fedmezo.federation.round import ServerState, cohort_of, initial_state
 from fedmezo.models.generate import answers
 from fedmezo.models.hardware import AUTO
 from fedmezo.records import RoundRecord
-from fedmezo.results.console import RoundProgress, RunLog, Sample, show_partition, show_samples, show_summary
+from fedmezo.results.console import (
+    RoundProgress,
+    RunLog,
+    Sample,
+    show_partition,
+    show_samples,
+    show_summary,
+    work_progress,
+)
 from fedmezo.results.metrics import METRICS_FILE, Metric, MetricsFile, Sink, read_metrics
 from fedmezo.results.summary import summarise
 from fedmezo.results.trackers import MLflow, TensorBoard, WeightsAndBiases
@@ -165,7 +173,9 @@ def start(config: Config, folder: Path, log: RunLog, place: Placement = HERE) ->
     write_text(folder / PARTITION_FILE, this.holdings.partition.to_json() + "\n")
     description = assemble.environment_of(this.tuned.model)
     write_environment(folder, description, config.model_dump(mode="json"))
-    if signals := signals or assemble.noise_of_g(config, this.tuned, this.holdings, this.theta):
+    with work_progress(log.console, "measuring how much of g is rounding"):  # minutes on a real model
+        signals = signals or assemble.noise_of_g(config, this.tuned, this.holdings, this.theta)
+    if signals:
         otherwise = assemble.finer_format(this.tuned)
         (log.line if signals[0].is_sound else logger.warning)(describe(signals, otherwise))
     header = assemble.make_header(config, this.tuned, this.holdings, this.theta)
