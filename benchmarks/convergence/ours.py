@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from benchmarks.convergence.task import Progress, Task
 from fedmezo.config import Config
+from fedmezo.engines.rounds import closed_round_
 from fedmezo.engines.simulation import Simulation
 from fedmezo.errors import TrainingError
 from fedmezo.federation.downlink import Downlink
-from fedmezo.federation.round import close_round_, initial_state, plan_round
+from fedmezo.federation.round import initial_state
 from fedmezo.runs import assemble
 from fedmezo.zo.noise import Purpose, Stream
 from fedmezo.zo.rounding import round_randomly_
@@ -38,10 +39,8 @@ def _rounds(task: Task, config: Config) -> Iterator[Progress]:
     per_batch = rules.estimator.passes if rules.estimator else PASSES_OF_A_STEP_BACK
     state, passes, sent = initial_state(task.tuned.theta.clone()), 0, 0
     while True:
-        plan = plan_round(federation, state)
-        result = engine.run_round(plan, state)
         try:
-            state, record = close_round_(federation, state, plan, result.reports)
+            state, plan, record, result = closed_round_(engine, federation, state)
         except TrainingError:
             return
         engine.close_round(plan, record)

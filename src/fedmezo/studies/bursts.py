@@ -13,11 +13,12 @@ from torch import Tensor
 from fedmezo.config import Config
 from fedmezo.config.schema import AUTO, RateSchedule
 from fedmezo.data.shard import Indices, Shard
+from fedmezo.engines.rounds import closed_round_
 from fedmezo.engines.simulation import Simulation
 from fedmezo.errors import TrainingError
 from fedmezo.federation.downlink import Downlink
 from fedmezo.federation.rates import FROZEN, SCALE_FREE
-from fedmezo.federation.round import ServerState, close_round_, initial_state, plan_round
+from fedmezo.federation.round import ServerState, initial_state
 from fedmezo.models.language_model import LanguageModel
 from fedmezo.records import Batch
 from fedmezo.runs import assemble
@@ -175,10 +176,8 @@ def _trained(bench: Bench, eps: float, rate: float, rounds: int) -> Iterator[tup
     engine = Simulation(assemble.make_work(config, bench.tuned), bench.shards, downlink, at_once)
     state = initial_state(bench.theta.to("cpu", copy=True))
     for done in range(1, rounds + 1):
-        plan = plan_round(federation, state)
-        result = engine.run_round(plan, state)
         try:
-            state, record = close_round_(federation, state, plan, result.reports)
+            state, plan, record, result = closed_round_(engine, federation, state)
         except TrainingError:
             return
         engine.close_round(plan, record)
